@@ -8,7 +8,7 @@ use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 
-use prost::Message;
+use protox::prost::Message;
 
 const PROTOS: [&str; 10] = [
     "authpb/auth.proto",
