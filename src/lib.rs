@@ -1,1 +1,23 @@
-//! stub
+//! Duet: an etcd-compatible Kubernetes datastore on PostgreSQL.
+//!
+//! ARCHITECTURE.md has the bird's-eye view; this is the code map. Modules marked P are pure: no I/O, no clock, no random source.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`types`] P | revisions, key ranges, lease ids, time |
+//! | [`mvcc`] P | the key index, evaluation of transactions and ranges, compaction, hash |
+//! | [`sequencer`] P | revision assignment, staged state, batch policy |
+//! | [`watch`] P | the watch hub: interval index, cursors; `stream` is its I/O half |
+//! | [`lease`] P | the lessor, over an injected clock |
+//! | [`storage`] | the log behind a trait: PostgreSQL, and memory for tests |
+//! | [`engine`] | the one writer task; wires the pure modules to storage; recovery |
+//! | [`proto`] | the generated wire types |
+
+pub mod engine;
+pub mod lease;
+pub mod mvcc;
+pub mod proto;
+pub mod sequencer;
+pub mod storage;
+pub mod types;
+pub mod watch;

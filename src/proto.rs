@@ -1,0 +1,26 @@
+//! The generated wire types and services of `proto/`, one module per protobuf package.
+#![allow(missing_docs, clippy::all)]
+
+/// etcd's API.
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+/// Keys, values and events.
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+/// Users, roles and permissions.
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+/// The lock service.
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+/// The election service.
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
+/// The descriptor set that gRPC reflection answers from.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/etcd_descriptor.bin"));
