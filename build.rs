@@ -27,10 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(
-        out_dir.join("etcd_descriptor.bin"),
-        descriptors.encode_to_vec(),
-    )?;
+    fs::write(out_dir.join("etcd_descriptor.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Keys and values stay in the buffer that the request arrived in.
         .bytes(".")

@@ -96,10 +96,7 @@ impl Batch {
 
     /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
-        self.rows
-            .iter()
-            .map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len))
-            .sum()
+        self.rows.iter().map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len)).sum()
     }
 }
 

@@ -1,0 +1,21 @@
+//! The multi-version store: key index, ranges, transactions, compaction, hash.
+//!
+//! Pure: a function of its inputs. [`Store::apply`] is the only thing that changes the logical state; the live path, recovery, a
+//! follower and simulations all call it, so a recovered store hashes equal to the live one. Values may be absent from memory
+//! ([`Value::Evicted`]); whoever needs one gets [`EvalError::NeedValues`], loads them and evaluates again.
+//!
+//! Nothing here waits, logs or knows about clients.
+
+mod event;
+mod overlay;
+mod range;
+mod store;
+mod txn;
+mod view;
+
+pub use event::{Event, RevisionEvents};
+pub use overlay::Overlay;
+pub use range::range;
+pub use store::{Store, StoreOptions, SweepStep};
+pub use txn::{Evaluated, Evaluator, LeaseLookup};
+pub use view::{EvalError, Layered, Loaded, ReadView, Value, Version};
