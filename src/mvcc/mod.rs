@@ -15,7 +15,7 @@ mod view;
 
 pub use event::{Event, RevisionEvents};
 pub use overlay::Overlay;
-pub use range::range;
+pub use range::{CountMode, has_revision_filters, key_value, range};
 pub use store::{Store, StoreOptions, SweepStep};
 pub use txn::{Evaluated, Evaluator, LeaseLookup};
 pub use view::{EvalError, Layered, Loaded, ReadView, Value, Version};
