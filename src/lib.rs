@@ -12,6 +12,7 @@
 //! | [`storage`] | the log behind a trait: PostgreSQL, and memory for tests |
 //! | [`engine`] | the one writer task; wires the pure modules to storage; recovery |
 //! | [`proto`] | the generated wire types |
+//! | [`telemetry`] | logs, metrics |
 
 pub mod engine;
 pub mod lease;
@@ -19,5 +20,6 @@ pub mod mvcc;
 pub mod proto;
 pub mod sequencer;
 pub mod storage;
+pub mod telemetry;
 pub mod types;
 pub mod watch;
