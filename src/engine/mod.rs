@@ -1,1 +1,378 @@
-//! The engine.
+//! The engine: one writer task that orders all changes, and reads served from memory at the published revision.
+//!
+//! It wires the pure modules (sequencer, mvcc, lessor, watch hub) to storage. A write goes: queue → sequencer (evaluate, assign the
+//! revision, fill the open batch) → storage (several batches pipelined) → publish (store, lessor, hub) → answer.
+//!
+//! Invariants: nothing that isn't durable is ever visible, not even through a failed compare; answers leave only after publication;
+//! when a batch's outcome is unknown, its clients are told so, the staged state is thrown away and storage is read again before
+//! anything else is decided; every queue is bounded and every wait has a deadline.
+//!
+//! What it deliberately doesn't do: validate request fields or know etcd's error texts (the façade does), speak SQL (storage does).
+
+mod clock;
+mod compactor;
+mod error;
+mod hash;
+mod history;
+mod leases;
+mod options;
+mod reads;
+mod recovery;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::lease::Lessor;
+use crate::mvcc::{Loaded, ReadView, Store};
+use crate::proto::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse};
+use crate::sequencer::{Command, Reply};
+use crate::storage::{AlarmRow, Log};
+use crate::types::{Epoch, Revision};
+use crate::watch::hub::Hub;
+
+pub use clock::LessorClock;
+pub use error::Error;
+pub use hash::KvHash;
+pub use leases::{LeaseGranted, LeaseTtl};
+pub use options::{Options, ReadRight};
+
+/// How often the store's size on disk is asked for.
+const DISK_USAGE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What this process is at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Not the writer yet, or not any more; another process may be.
+    Standby,
+    /// Has the writer's session and reads what storage holds.
+    Recovering,
+    /// The writer.
+    Active,
+    /// Gave up: storage must not be served. The text says why and what to do.
+    Failed(String),
+    /// Going down.
+    Stopped,
+}
+
+/// Figures for Status, metrics and people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// The published revision.
+    pub revision: Revision,
+    /// The compact revision; −1 before the first compaction.
+    pub compacted: Revision,
+    /// The epoch of the writer's session.
+    pub epoch: Epoch,
+    /// Batches published since the process started.
+    pub batches: u64,
+    /// Bytes on disk, as last asked.
+    pub disk_bytes: i64,
+    /// About how many bytes the reachable history takes.
+    pub in_use_bytes: i64,
+    /// Live keys.
+    pub keys: usize,
+    /// Bytes of values in memory.
+    pub resident_bytes: usize,
+    /// Requests that wait for the writer.
+    pub queued: usize,
+}
+
+/// One request on its way to the writer task.
+struct Request {
+    command: Command,
+    _queued: Option<QueuedBytes>,
+    /// `None` for the engine's own requests, which nobody waits for.
+    reply: Option<oneshot::Sender<Result<Reply, Error>>>,
+    loaded: Loaded,
+    loads: u8,
+}
+
+/// A request's share of the queue's bytes, given back when the request has been decided or dropped.
+struct QueuedBytes(Arc<AtomicUsize>, usize);
+
+impl Drop for QueuedBytes {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+/// Everything that the writer task, the readers and the watchers share.
+struct Shared {
+    options: Options,
+    log: Arc<dyn Log>,
+    store: RwLock<Store>,
+    lessor: Mutex<Lessor>,
+    /// Taken before `store`, never after it.
+    hub: Arc<Mutex<Hub>>,
+    alarms: Mutex<std::collections::BTreeSet<AlarmRow>>,
+    clock: LessorClock,
+    role: watch::Sender<Role>,
+    requests: mpsc::Sender<Request>,
+    queued_bytes: Arc<AtomicUsize>,
+    confirms: mpsc::Sender<oneshot::Sender<Result<(), Error>>>,
+    cluster_id: AtomicU64,
+    member_id: AtomicU64,
+    epoch: AtomicI64,
+    batches: AtomicU64,
+    disk_bytes: AtomicI64,
+    compaction: Notify,
+    /// The compact revision up to which storage has been swept.
+    swept: watch::Sender<Revision>,
+    stop: CancellationToken,
+}
+
+/// A handle on the engine; clones share it.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+}
+
+impl Engine {
+    /// Starts the engine's tasks over `log`. They acquire the writer's session (waiting while another process has it), recover, and
+    /// serve; see [`Engine::role`] for how far they are.
+    pub fn start(options: Options, log: Arc<dyn Log>) -> Self {
+        let (requests, requests_rx) = mpsc::channel(options.queue_requests_max);
+        let (confirms, confirms_rx) = mpsc::channel(options.queue_requests_max);
+        let shared = Arc::new(Shared {
+            store: RwLock::new(Store::new(options.store)),
+            lessor: Mutex::new(Lessor::default()),
+            hub: Arc::new(Mutex::new(Hub::new(&options))),
+            alarms: Mutex::default(),
+            clock: LessorClock::default(),
+            role: watch::Sender::new(Role::Standby),
+            requests,
+            queued_bytes: Arc::default(),
+            confirms,
+            cluster_id: AtomicU64::new(0),
+            member_id: AtomicU64::new(0),
+            epoch: AtomicI64::new(0),
+            batches: AtomicU64::new(0),
+            disk_bytes: AtomicI64::new(0),
+            compaction: Notify::new(),
+            swept: watch::Sender::new(-1),
+            stop: CancellationToken::new(),
+            options,
+            log,
+        });
+        let tasks = TaskTracker::new();
+        tasks.spawn(writer::drive(Arc::clone(&shared), requests_rx, confirms_rx));
+        tasks.spawn(compactor::run(Arc::clone(&shared)));
+        tasks.spawn(watch_disk_usage(Arc::clone(&shared)));
+        tasks.close();
+        Self { shared, tasks }
+    }
+
+    /// What this process is, and changes of that.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.shared.role.subscribe()
+    }
+
+    /// Waits until this process is the writer and serves.
+    ///
+    /// # Errors
+    /// The engine gave up (the text says why) or was stopped.
+    pub async fn active(&self) -> Result<(), String> {
+        let mut role = self.role();
+        let reached = role.wait_for(|role| matches!(role, Role::Active | Role::Failed(_) | Role::Stopped)).await;
+        match reached.as_deref() {
+            Ok(Role::Active) => Ok(()),
+            Ok(Role::Failed(why)) => Err(why.clone()),
+            _ => Err("the engine was stopped".to_owned()),
+        }
+    }
+
+    /// Stops taking requests, finishes what is under way, stores the lessor's clock and ends the writer's session.
+    pub async fn stop(&self) {
+        self.shared.stop.cancel();
+        self.tasks.wait().await;
+    }
+
+    /// The store's `(cluster id, member id)`; zeros until storage was reached for the first time.
+    pub fn ids(&self) -> (u64, u64) {
+        (self.shared.cluster_id.load(Ordering::Relaxed), self.shared.member_id.load(Ordering::Relaxed))
+    }
+
+    /// The epoch of the writer's session: etcd's raft term.
+    pub fn epoch(&self) -> Epoch {
+        self.shared.epoch.load(Ordering::Relaxed)
+    }
+
+    /// The published revision.
+    pub fn revision(&self) -> Revision {
+        self.shared.store.read().current()
+    }
+
+    /// Present figures.
+    pub fn status(&self) -> EngineStatus {
+        let shared = &self.shared;
+        let store = shared.store.read();
+        EngineStatus {
+            revision: store.current(),
+            compacted: store.compacted(),
+            epoch: shared.epoch.load(Ordering::Relaxed),
+            batches: shared.batches.load(Ordering::Relaxed),
+            disk_bytes: shared.disk_bytes.load(Ordering::Relaxed),
+            in_use_bytes: i64::try_from(store.in_use_bytes()).unwrap_or(i64::MAX),
+            keys: store.live_key_count(),
+            resident_bytes: store.resident_bytes(),
+            queued: shared.options.queue_requests_max - shared.requests.capacity(),
+        }
+    }
+
+    /// The hub that watch streams register with, and the history that they replay from.
+    pub fn hub(&self) -> Arc<Mutex<Hub>> {
+        Arc::clone(&self.shared.hub)
+    }
+
+    /// Put.
+    ///
+    /// # Errors
+    /// `LeaseNotFound`, `KeyNotFound`, and those of every write: `TooManyRequests`, `Timeout`, `NotApplied`, `NoSpace`, `Stopped`.
+    pub async fn put(&self, request: PutRequest) -> Result<PutResponse, Error> {
+        match self.shared.submit(Command::Put(request)).await? {
+            Reply::Put(response) => Ok(response),
+            other => unreachable!("a put is answered by a put's reply, not {other:?}"),
+        }
+    }
+
+    /// DeleteRange.
+    ///
+    /// # Errors
+    /// Those of every write; see [`Engine::put`].
+    pub async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Error> {
+        match self.shared.submit(Command::DeleteRange(request)).await? {
+            Reply::DeleteRange(response) => Ok(response),
+            other => unreachable!("a delete is answered by a delete's reply, not {other:?}"),
+        }
+    }
+
+    /// Compact. With `physical`, waits until the rows are gone from storage. Answers the newest revision.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`, and those of every write.
+    pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Revision, Error> {
+        let current = self.shared.submit_revision(Command::Compact { revision }).await?;
+        if physical {
+            let mut swept = self.shared.swept.subscribe();
+            tokio::select! {
+                _ = swept.wait_for(|swept| *swept >= revision) => {}
+                () = self.shared.stop.cancelled() => return Err(Error::Stopped),
+            }
+        }
+        Ok(current)
+    }
+
+    /// Raises an alarm. Answers the newest revision.
+    ///
+    /// # Errors
+    /// Those of every write.
+    pub async fn alarm_activate(&self, alarm: AlarmRow) -> Result<Revision, Error> {
+        self.shared.submit_revision(Command::AlarmActivate(alarm)).await
+    }
+
+    /// Disarms an alarm. Answers the newest revision.
+    ///
+    /// # Errors
+    /// Those of every write.
+    pub async fn alarm_deactivate(&self, alarm: AlarmRow) -> Result<Revision, Error> {
+        self.shared.submit_revision(Command::AlarmDeactivate(alarm)).await
+    }
+
+    /// The alarms that are raised, sorted.
+    pub fn alarms(&self) -> Vec<AlarmRow> {
+        self.shared.alarms.lock().iter().copied().collect()
+    }
+
+    /// Whether a write that adds about `cost` bytes stays within the quota.
+    pub fn has_room(&self, cost: usize) -> bool {
+        let quota = self.shared.options.quota_bytes;
+        quota == 0 || self.shared.store.read().in_use_bytes() as u64 + cost as u64 <= quota
+    }
+
+    /// Gives room back to the operating system where that is possible without blocking writes.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        self.shared.log.reader().defragment().await.map_err(|error| Error::Storage(error.to_string()))?;
+        self.shared.refresh_disk_usage().await;
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn set_role(&self, role: Role) {
+        self.role.send_if_modified(|present| {
+            let changed = *present != role;
+            *present = role;
+            changed
+        });
+    }
+
+    /// Queues a command and waits for its answer, no longer than the request timeout.
+    async fn submit(&self, command: Command) -> Result<Reply, Error> {
+        self.refuse_unless_serving()?;
+        let bytes = command.bytes();
+        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let queued = QueuedBytes(Arc::clone(&self.queued_bytes), bytes);
+        if before > self.options.queue_bytes_max {
+            return Err(Error::TooManyRequests);
+        }
+        let (reply, answer) = oneshot::channel();
+        let request = Request { command, _queued: Some(queued), reply: Some(reply), loaded: Loaded::new(), loads: 0 };
+        match self.requests.try_send(request) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => return Err(Error::TooManyRequests),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Error::Stopped),
+        }
+        match tokio::time::timeout(self.options.request_timeout, answer).await {
+            Ok(Ok(answer)) => answer,
+            // Dropped with the session that had it in hand, or never answered: nothing is known about it.
+            Ok(Err(_)) | Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// [`Shared::submit`] for commands whose answer is just a revision.
+    async fn submit_revision(&self, command: Command) -> Result<Revision, Error> {
+        match self.submit(command).await? {
+            Reply::Revision(revision) => Ok(revision),
+            other => unreachable!("expected a revision, not {other:?}"),
+        }
+    }
+
+    fn refuse_unless_serving(&self) -> Result<(), Error> {
+        match &*self.role.borrow() {
+            Role::Active | Role::Recovering => Ok(()),
+            Role::Standby | Role::Failed(_) => Err(Error::NoLeader),
+            Role::Stopped => Err(Error::Stopped),
+        }
+    }
+
+    async fn refresh_disk_usage(&self) {
+        match self.log.reader().disk_usage().await {
+            Ok(usage) => self.disk_bytes.store(usage.total, Ordering::Relaxed),
+            Err(error) => tracing::debug!(%error, "could not ask for the store's size"),
+        }
+    }
+}
+
+async fn watch_disk_usage(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(DISK_USAGE_INTERVAL);
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if *shared.role.borrow() == Role::Active {
+            shared.refresh_disk_usage().await;
+        }
+    }
+}

@@ -246,16 +246,22 @@ impl Store {
         step
     }
 
-    /// Every row that a hash at `at` covers, in history order: those up to `at`, less the ones that a compaction at the compact
-    /// revision removes, less a tombstone exactly there (so that stores which have and haven't finished compacting hash equal; etcd's
-    /// `HashKV` does the same).
+    /// Every row that etcd's `HashKV` at revision `at` covers, in history order.
+    ///
+    /// Of what stands at or below the compact revision, only versions that are live at `at` count (if any key lives there at all), and
+    /// a tombstone exactly at the compact revision never does: so that stores hash equal whether or not they have finished compacting.
     pub fn hashable(&self, at: Revision) -> Vec<(Bytes, Version)> {
+        let live_at = |versions: &[Version]| newest(versions, at).is_some_and(|version| !version.is_tombstone());
+        let any_live = self.keys.values().any(|history| live_at(&history.versions));
         let mut rows: Vec<(Bytes, Version)> = Vec::new();
         for (key, history) in &self.keys {
-            let keep_from = first_reachable(&history.versions, self.compacted);
-            for version in &history.versions[keep_from..] {
-                let dropped = version.is_tombstone() && version.rev.main == self.compacted;
-                if version.rev.main <= at && !dropped {
+            let versions = &history.versions[first_reachable(&history.versions, self.compacted)..];
+            let newest_rev = newest(versions, at).map(|version| version.rev);
+            for version in versions.iter().take_while(|version| version.rev.main <= at) {
+                let kept = !any_live || (Some(version.rev) == newest_rev && !version.is_tombstone());
+                let recent = version.rev.main > self.compacted;
+                let doomed = version.is_tombstone() && version.rev.main == self.compacted;
+                if (recent || kept) && !doomed {
                     rows.push((key.clone(), version.clone()));
                 }
             }

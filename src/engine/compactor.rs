@@ -1,0 +1,85 @@
+//! The background half of a compaction: takes unreachable versions out of the index and their rows out of storage, a few at a time.
+//!
+//! A crash may end it anywhere: the compact revision is stored before anything is removed, and recovery begins the sweep anew.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Role, Shared};
+use crate::mvcc::ReadView;
+use crate::storage::LogError;
+use crate::types::Rev;
+
+use std::sync::atomic::Ordering;
+
+/// How many rows are deleted by one statement.
+const ROWS_PER_DELETE: usize = 1000;
+/// The pause before a failed deletion is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Sweeps whenever the compact revision has moved, until the engine is stopped.
+pub(super) async fn run(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.compaction.notified() => {}
+        }
+        let target = shared.store.read().compacted();
+        if target > *shared.swept.borrow() || *shared.swept.borrow() < 0 {
+            sweep(&shared).await;
+        }
+    }
+}
+
+async fn sweep(shared: &Shared) {
+    let begun = Instant::now();
+    let target = shared.store.read().compacted();
+    let mut next: Option<Bytes> = None;
+    let mut removed = 0;
+    loop {
+        let step = shared.store.write().sweep(next.as_ref(), shared.options.compaction_batch_keys);
+        removed += step.removed.len();
+        for rows in step.removed.chunks(ROWS_PER_DELETE) {
+            if !delete(shared, rows).await {
+                return;
+            }
+        }
+        next = step.next;
+        if next.is_none() {
+            break;
+        }
+        if shared.stop.is_cancelled() {
+            return;
+        }
+        if !step.removed.is_empty() {
+            tokio::time::sleep(shared.options.compaction_pause).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+    if target >= 0 {
+        shared.swept.send_replace(target);
+        tracing::info!(revision = target, rows = removed, took = ?begun.elapsed(), "finished compaction");
+    }
+}
+
+/// Deletes rows, again and again until it succeeds: the index no longer knows them. `false` when the engine stopped meanwhile.
+async fn delete(shared: &Shared, rows: &[Rev]) -> bool {
+    let reader = shared.log.reader();
+    loop {
+        if *shared.role.borrow() == Role::Active {
+            let epoch = shared.epoch.load(Ordering::Relaxed);
+            match reader.delete(epoch, rows.to_vec()).await {
+                Ok(()) => return true,
+                Err(LogError::Deposed(_)) => {}
+                Err(error) => tracing::warn!(%error, rows = rows.len(), "could not delete compacted rows; trying again"),
+            }
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => return false,
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}

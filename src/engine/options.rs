@@ -1,0 +1,70 @@
+//! What the engine is told at start.
+
+use std::time::Duration;
+
+use crate::mvcc::StoreOptions;
+use crate::sequencer::BatchCaps;
+
+/// What gives this process the right to answer a linearizable read from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadRight {
+    /// Nobody else can write to this storage while the process lives: it holds the lock on the data directory of the PostgreSQL that
+    /// it runs. A paused process keeps the lock, so what was published last is what is newest.
+    Exclusive,
+    /// Others may take over: every read is confirmed by a round trip on the writer's session, shared by all that wait.
+    Confirm,
+}
+
+/// The engine's settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for values and recent events.
+    pub store: StoreOptions,
+    /// When a batch is full.
+    pub batch: BatchCaps,
+    /// How many batches may be under way to storage at once.
+    pub pipeline_depth: usize,
+    /// How many requests may wait for the writer.
+    pub queue_requests_max: usize,
+    /// How many bytes of requests may wait for the writer.
+    pub queue_bytes_max: usize,
+    /// After how long a request is answered as timed out (etcd: 5 s and two election timeouts).
+    pub request_timeout: Duration,
+    /// Bytes in use above which writes are refused and the NOSPACE alarm is raised; 0: never.
+    pub quota_bytes: u64,
+    /// How reads are confirmed.
+    pub read_right: ReadRight,
+    /// The client URLs stored for replicas that proxy to this process.
+    pub advertise_client_urls: Vec<String>,
+    /// Seconds granted at least to every lease (etcd: one and a half election timeouts, rounded up).
+    pub lease_ttl_min: i64,
+    /// Keys that one step of a compaction looks at.
+    pub compaction_batch_keys: usize,
+    /// The pause between two steps of a compaction.
+    pub compaction_pause: Duration,
+    /// The time between two progress notifications of a watcher that asked for them.
+    pub progress_interval: Duration,
+    /// A watch response is cut above this size when the client asked for fragments, in bytes.
+    pub watch_response_bytes_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            store: StoreOptions::default(),
+            batch: BatchCaps::default(),
+            pipeline_depth: 2,
+            queue_requests_max: 16 * 1024,
+            queue_bytes_max: 128 << 20,
+            request_timeout: Duration::from_secs(7),
+            quota_bytes: 2 << 30,
+            read_right: ReadRight::Confirm,
+            advertise_client_urls: Vec::new(),
+            lease_ttl_min: 2,
+            compaction_batch_keys: 1000,
+            compaction_pause: Duration::from_millis(10),
+            progress_interval: Duration::from_secs(600),
+            watch_response_bytes_max: (1 << 20) + (1 << 19),
+        }
+    }
+}

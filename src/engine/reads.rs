@@ -1,0 +1,182 @@
+//! Reads: the right to read, ranges and read-only transactions at the published revision, values read back from storage.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Engine, Error, ReadRight, Role, Shared};
+use crate::mvcc::{CountMode, EvalError, Evaluator, LeaseLookup, Loaded, ReadView, range};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
+use crate::sequencer::{Command, Reply};
+use crate::types::{LeaseId, Rev};
+
+/// How many rounds of reading values back one request may take: each round ends only because history moved on under it.
+const ROUNDS_MAX: usize = 8;
+/// How many values are asked for at once.
+const VALUES_PER_READ: usize = 512;
+/// Values of at most so many keys are put back into memory after a read: a list of everything must not push out what is in use.
+const ADMIT_MAX: usize = 64;
+/// The pause before a read asks again for its confirmation after a session was lost.
+const CONFIRM_RETRY: Duration = Duration::from_millis(20);
+
+/// Read-only transactions put nothing, so no lease matters to them.
+struct NoLeases;
+
+impl LeaseLookup for NoLeases {
+    fn exists(&self, _id: LeaseId) -> bool {
+        false
+    }
+}
+
+impl Engine {
+    /// Waits until what is published is at least as new as anything acknowledged before the call: the etcd ReadIndex.
+    ///
+    /// # Errors
+    /// `Timeout`, `NoLeader`, `Stopped`, `TooManyRequests`.
+    pub async fn read_barrier(&self) -> Result<(), Error> {
+        self.shared.read_barrier().await
+    }
+
+    /// Range. A linearizable one waits for [`Engine::read_barrier`] first. The header carries only the revision.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`, `Storage`, and those of the barrier.
+    pub async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        if !request.serializable {
+            self.read_barrier().await?;
+        }
+        self.range_published(request, CountMode::Total).await
+    }
+
+    /// Range at the published revision, without a barrier.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`, `Storage`.
+    pub async fn range_published(&self, request: &RangeRequest, count_mode: CountMode) -> Result<RangeResponse, Error> {
+        let shared = &self.shared;
+        let first = range(&*shared.store.read(), request, count_mode, &Loaded::new());
+        match first {
+            Err(EvalError::NeedValues(revs)) => {
+                self.reread(revs, |store, loaded| range(store, request, count_mode, loaded), |response| &response.kvs).await
+            }
+            decided => Ok(decided?),
+        }
+    }
+
+    /// Txn. A read-only one is answered from the published state (after a barrier unless all its ranges are serializable), any other
+    /// goes through the writer.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`, `LeaseNotFound`, `KeyNotFound`, and those of every write or read.
+    pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Error> {
+        if !is_read_only(&request) {
+            return match self.shared.submit(Command::Txn(request)).await? {
+                Reply::Txn(response) => Ok(response),
+                other => unreachable!("a transaction is answered by a transaction's reply, not {other:?}"),
+            };
+        }
+        if !is_serializable(&request) {
+            self.read_barrier().await?;
+        }
+        let evaluate = |store: &crate::mvcc::Store, loaded: &Loaded| Evaluator::new(store, &NoLeases, loaded).txn(&request);
+        let first = evaluate(&self.shared.store.read(), &Loaded::new());
+        match first {
+            Err(EvalError::NeedValues(revs)) => Ok(self.reread(revs, evaluate, |_| &[]).await?.response),
+            decided => Ok(decided?.response),
+        }
+    }
+
+    /// Evaluates again and again with more values read back, until nothing is missing.
+    async fn reread<T>(
+        &self,
+        mut missing: Vec<Rev>,
+        evaluate: impl Fn(&crate::mvcc::Store, &Loaded) -> Result<T, EvalError>,
+        kvs: impl Fn(&T) -> &[crate::proto::mvccpb::KeyValue],
+    ) -> Result<T, Error> {
+        let mut loaded = Loaded::new();
+        for _ in 0..ROUNDS_MAX {
+            loaded.extend(self.shared.load_values(missing).await?);
+            let again = evaluate(&self.shared.store.read(), &loaded);
+            match again {
+                Err(EvalError::NeedValues(revs)) => missing = revs.into_iter().filter(|rev| !loaded.contains_key(rev)).collect(),
+                Ok(response) => {
+                    self.shared.admit(kvs(&response), &loaded);
+                    return Ok(response);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Error::Storage("history moved on faster than values could be read back".into()))
+    }
+}
+
+impl Shared {
+    pub(super) async fn read_barrier(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.options.request_timeout;
+        loop {
+            self.refuse_unless_serving()?;
+            if self.options.read_right == ReadRight::Exclusive && self.epoch.load(Ordering::Relaxed) != 0 {
+                return Ok(());
+            }
+            let (confirm, confirmed) = oneshot::channel();
+            self.confirms.try_send(confirm).map_err(|_| Error::TooManyRequests)?;
+            match tokio::time::timeout_at(deadline, confirmed).await {
+                Ok(Ok(Ok(()))) => return Ok(()),
+                Ok(Ok(Err(Error::NotApplied)) | Err(_)) => {}
+                Ok(Ok(Err(error))) => return Err(error),
+                Err(_) => return Err(Error::Timeout),
+            }
+            if *self.role.borrow() == Role::Stopped {
+                return Err(Error::Stopped);
+            }
+            tokio::time::sleep(CONFIRM_RETRY).await;
+        }
+    }
+
+    /// Reads these values back. Places that are gone (compacted meanwhile) are left out: the caller's next evaluation, which sees the
+    /// new compact revision, no longer asks for them.
+    pub(super) async fn load_values(&self, revs: Vec<Rev>) -> Result<Loaded, Error> {
+        let reader = self.log.reader();
+        let mut loaded = Loaded::new();
+        for chunk in revs.chunks(VALUES_PER_READ) {
+            let values = reader.values(chunk.to_vec()).await.map_err(|error| Error::Storage(error.to_string()))?;
+            if values.len() != chunk.len() {
+                return Err(Error::Storage(format!("asked for {} values, got {}", chunk.len(), values.len())));
+            }
+            loaded.extend(chunk.iter().zip(values).filter_map(|(rev, value)| Some((*rev, value?))));
+        }
+        Ok(loaded)
+    }
+
+    fn admit(&self, kvs: &[crate::proto::mvccpb::KeyValue], loaded: &Loaded) {
+        if kvs.len() > ADMIT_MAX || loaded.is_empty() {
+            return;
+        }
+        let mut store = self.store.write();
+        for kv in kvs {
+            let Some(rev) = store.find(&kv.key, kv.mod_revision).map(|(_, version)| version.rev) else { continue };
+            if let Some(value) = loaded.get(&rev) {
+                store.admit(&kv.key, rev, value);
+            }
+        }
+    }
+}
+
+/// Whether every operation of both branches is a range.
+pub(super) fn is_read_only(request: &TxnRequest) -> bool {
+    ranges(request).all(|range| range.is_some())
+}
+
+fn is_serializable(request: &TxnRequest) -> bool {
+    ranges(request).all(|range| range.is_some_and(|range| range.serializable))
+}
+
+fn ranges(request: &TxnRequest) -> impl Iterator<Item = Option<&RangeRequest>> {
+    request.success.iter().chain(&request.failure).map(|op| match &op.request {
+        Some(Request::RequestRange(range)) => Some(range),
+        _ => None,
+    })
+}

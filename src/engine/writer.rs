@@ -1,0 +1,397 @@
+//! The writer task: acquire, recover, serve; and again from the start when the session is lost.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::future::OptionFuture;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Error, Request, Role, Shared, recovery};
+use crate::mvcc::{Loaded, ReadView};
+use crate::sequencer::{Command, Failure, Reply, Sequencer};
+use crate::storage::{Batch, BoxFuture, LogError, Writer};
+use crate::types::{LeaseId, Rev};
+
+/// How many requests are taken from the queue before the batch is offered to the writer again.
+const REQUESTS_PER_TURN: usize = 256;
+/// How often expired leases are looked for (etcd: 500 ms).
+const LEASE_TICK: Duration = Duration::from_millis(500);
+/// How many expired leases are revoked in one tick (etcd: 1,000 a second).
+const LEASES_EXPIRED_PER_TICK: usize = 500;
+/// How often the lessor's clock is stored while there are leases: a crash lengthens a lease by no more than this.
+const LESSOR_CLOCK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long batches in flight may take to fail or finish once one of them has failed, or at stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long reading values back for a write may take.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many times a write may ask for values before it is refused.
+const LOADS_MAX: u8 = 16;
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+type Answer = (Option<oneshot::Sender<Result<Reply, Error>>>, Result<Reply, Error>);
+type Confirm = oneshot::Sender<Result<(), Error>>;
+
+/// Runs until the engine is stopped or storage turns out to be unusable.
+pub(super) async fn drive(shared: Arc<Shared>, mut requests: mpsc::Receiver<Request>, mut confirms: mpsc::Receiver<Confirm>) {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        match session(&shared, &mut requests, &mut confirms).await {
+            Ok(()) => break,
+            Err(LogError::Unusable(why)) => {
+                tracing::error!("{why}");
+                shared.set_role(Role::Failed(why));
+                shared.stop.cancelled().await;
+                break;
+            }
+            Err(error) => {
+                let lost_leadership = matches!(error, LogError::Deposed(_));
+                tracing::warn!(%error, "the writer's session ended; a new one will be opened");
+                if lost_leadership {
+                    shared.set_role(Role::Standby);
+                    backoff = BACKOFF_MIN;
+                }
+            }
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            () = tokio::time::sleep(backoff) => {}
+        }
+        backoff = if *shared.role.borrow() == Role::Active { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
+    }
+    shared.set_role(Role::Stopped);
+}
+
+/// One session as the writer, from acquiring it to its end. `Ok` means that the engine was stopped.
+async fn session(
+    shared: &Arc<Shared>,
+    requests: &mut mpsc::Receiver<Request>,
+    confirms: &mut mpsc::Receiver<Confirm>,
+) -> Result<(), LogError> {
+    let advertise = shared.options.advertise_client_urls.clone();
+    let mut writer = tokio::select! {
+        writer = shared.log.acquire(true, advertise) => writer?,
+        () = shared.stop.cancelled() => return Ok(()),
+    };
+    shared.set_role(Role::Recovering);
+    recovery::recover(shared, writer.as_mut()).await?;
+    let mut serving = Serving::new(shared, writer.as_mut());
+    shared.set_role(Role::Active);
+    shared.compaction.notify_one();
+    let ended = serving.run(requests, confirms).await;
+    drop(serving);
+    shared.clock.pause();
+    if ended.is_ok() {
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, writer.close()).await;
+    } else {
+        // Requests go on being queued meanwhile; they are answered by the next session or time out.
+        shared.set_role(Role::Recovering);
+    }
+    ended
+}
+
+/// A batch on its way to storage, and the answers that wait for it.
+struct InFlight {
+    batch: Arc<Batch>,
+    answers: Vec<Answer>,
+    sent: Instant,
+}
+
+/// The state of one session while it serves.
+struct Serving<'a> {
+    shared: &'a Arc<Shared>,
+    writer: &'a mut dyn Writer,
+    sequencer: Sequencer,
+    results: FuturesOrdered<BoxFuture<'static, Result<(), LogError>>>,
+    in_flight: VecDeque<InFlight>,
+    /// Answers that belong to the open batch.
+    answers: Vec<Answer>,
+    loads: FuturesUnordered<BoxFuture<'static, (Request, Result<Loaded, Error>)>>,
+    confirming: OptionFuture<BoxFuture<'static, Result<(), LogError>>>,
+    confirms_sent: Vec<Confirm>,
+    confirms_waiting: Vec<Confirm>,
+    clock_stored: Instant,
+}
+
+impl<'a> Serving<'a> {
+    fn new(shared: &'a Arc<Shared>, writer: &'a mut dyn Writer) -> Self {
+        let sequencer = {
+            let store = shared.store.read();
+            Sequencer::new(&store, shared.lessor.lock().ids())
+        };
+        Self {
+            shared,
+            writer,
+            sequencer,
+            results: FuturesOrdered::new(),
+            in_flight: VecDeque::new(),
+            answers: Vec::new(),
+            loads: FuturesUnordered::new(),
+            confirming: None.into(),
+            confirms_sent: Vec::new(),
+            confirms_waiting: Vec::new(),
+            clock_stored: Instant::now(),
+        }
+    }
+
+    async fn run(
+        &mut self,
+        requests: &mut mpsc::Receiver<Request>,
+        confirms: &mut mpsc::Receiver<Confirm>,
+    ) -> Result<(), LogError> {
+        let mut lease_ticks = tokio::time::interval(LEASE_TICK);
+        lease_ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut taken = Vec::with_capacity(REQUESTS_PER_TURN);
+        loop {
+            self.send_open_batch();
+            self.send_confirm();
+            let accepting = !self.sequencer.open().is_full(self.shared.options.batch);
+            tokio::select! {
+                biased;
+                Some(result) = self.results.next(), if !self.in_flight.is_empty() => match result {
+                    Ok(()) => self.publish(),
+                    Err(error) => return Err(self.fail(error).await),
+                },
+                Some(result) = &mut self.confirming => self.confirmed(result)?,
+                _ = confirms.recv_many(&mut self.confirms_waiting, REQUESTS_PER_TURN) => {}
+                Some((request, loaded)) = self.loads.next(), if !self.loads.is_empty() => self.retry(request, loaded),
+                _ = requests.recv_many(&mut taken, REQUESTS_PER_TURN), if accepting => self.evaluate_all(&mut taken),
+                _ = lease_ticks.tick() => self.tick_leases(),
+                () = self.shared.stop.cancelled() => return self.finish(requests).await,
+            }
+        }
+    }
+
+    // --- taking requests in ---------------------------------------------------------------------------------------------------
+
+    fn evaluate_all(&mut self, taken: &mut Vec<Request>) {
+        let shared = Arc::clone(self.shared);
+        let store = shared.store.read();
+        for request in taken.drain(..) {
+            self.evaluate(request, &store);
+        }
+    }
+
+    /// Evaluates one request and files its answer behind everything that it may depend on.
+    fn evaluate(&mut self, request: Request, store: &crate::mvcc::Store) {
+        if request.reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            // The client was told "timed out" already; nothing has been done yet, and nothing will be.
+            return;
+        }
+        let now = self.shared.clock.now();
+        let outcome = {
+            let lessor = self.shared.lessor.lock();
+            self.sequencer.evaluate(&request.command, store, &lessor, &request.loaded, now)
+        };
+        match outcome {
+            Err(Failure::NeedValues(revs)) if request.loads < LOADS_MAX => self.load(request, revs),
+            outcome => self.file((request.reply, outcome.map_err(Error::from))),
+        }
+    }
+
+    /// An answer may rest on changes that aren't durable yet (even a failed compare may): it waits for the newest batch there is.
+    fn file(&mut self, answer: Answer) {
+        if !self.sequencer.open().is_empty() {
+            self.answers.push(answer);
+        } else if let Some(last) = self.in_flight.back_mut() {
+            last.answers.push(answer);
+        } else {
+            give(answer);
+        }
+    }
+
+    fn load(&mut self, request: Request, revs: Vec<Rev>) {
+        let shared = Arc::clone(self.shared);
+        self.loads.push(Box::pin(async move {
+            let loaded = match tokio::time::timeout(LOAD_TIMEOUT, shared.load_values(revs)).await {
+                Ok(loaded) => loaded,
+                Err(_) => Err(Error::Storage("reading values back took too long".into())),
+            };
+            (request, loaded)
+        }));
+    }
+
+    fn retry(&mut self, mut request: Request, loaded: Result<Loaded, Error>) {
+        match loaded {
+            Ok(loaded) => {
+                request.loads += 1;
+                request.loaded.extend(loaded);
+                let shared = Arc::clone(self.shared);
+                let store = shared.store.read();
+                self.evaluate(request, &store);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a write was refused because values that it needs could not be read back");
+                give((request.reply, Err(Error::NotApplied)));
+            }
+        }
+    }
+
+    // --- storage --------------------------------------------------------------------------------------------------------------
+
+    /// Group commit without timers: the batch goes as soon as the pipeline has room, with whatever has gathered until then.
+    fn send_open_batch(&mut self) {
+        if self.sequencer.open().is_empty() || self.in_flight.len() >= self.shared.options.pipeline_depth {
+            return;
+        }
+        let has_leases = !self.shared.lessor.lock().is_empty();
+        if has_leases && self.clock_stored.elapsed() >= LESSOR_CLOCK_INTERVAL {
+            self.clock_stored = Instant::now();
+            self.sequencer.open().set_lessor_clock(self.shared.clock.now());
+        }
+        let batch = Arc::new(self.sequencer.open().take());
+        self.results.push_back(self.writer.append(Arc::clone(&batch)));
+        self.in_flight.push_back(InFlight { batch, answers: std::mem::take(&mut self.answers), sent: Instant::now() });
+    }
+
+    /// The oldest batch in flight is durable: make it visible, then answer.
+    fn publish(&mut self) {
+        let done = self.in_flight.pop_front().expect("a result belongs to a batch");
+        let revision = publish(self.shared, &done.batch);
+        self.sequencer.published(revision);
+        tracing::trace!(rows = done.batch.rows.len(), took = ?done.sent.elapsed(), "published");
+        done.answers.into_iter().for_each(give);
+        if done.batch.compacted.is_some() {
+            self.shared.compaction.notify_one();
+        }
+    }
+
+    /// A batch failed, so everything after it fails too. Waits for those answers, tells every client what is known about its
+    /// request, and hands the error back.
+    async fn fail(&mut self, error: LogError) -> LogError {
+        let first = self.in_flight.pop_front().expect("a result belongs to a batch");
+        refuse(first.answers, Error::from(&error));
+        let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+        while let Some(batch) = self.in_flight.pop_front() {
+            let fate = match tokio::time::timeout_at(deadline, self.results.next()).await {
+                Ok(Some(Err(error))) => Error::from(&error),
+                // Success after a failure would break the session's contract: nobody knows what storage holds.
+                Ok(_) | Err(_) => Error::Timeout,
+            };
+            refuse(batch.answers, fate);
+        }
+        refuse(std::mem::take(&mut self.answers), Error::NotApplied);
+        self.refuse_confirms();
+        error
+    }
+
+    /// The engine stops: what was queued is refused, what is under way is finished, the lessor's clock is stored.
+    async fn finish(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), LogError> {
+        requests.close();
+        while let Ok(request) = requests.try_recv() {
+            give((request.reply, Err(Error::Stopped)));
+        }
+        if !self.shared.lessor.lock().is_empty() {
+            let now = self.shared.clock.now();
+            self.sequencer.open().set_lessor_clock(now);
+        }
+        let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+        loop {
+            self.send_open_batch();
+            if self.in_flight.is_empty() {
+                break;
+            }
+            match tokio::time::timeout_at(deadline, self.results.next()).await {
+                Ok(Some(Ok(()))) => self.publish(),
+                Ok(Some(Err(error))) => return Err(self.fail(error).await),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    // --- linearizable reads ---------------------------------------------------------------------------------------------------
+
+    /// One round trip at a time on the writer's session serves every read that was waiting when it was sent.
+    fn send_confirm(&mut self) {
+        if self.confirms_waiting.is_empty() || !self.confirms_sent.is_empty() {
+            return;
+        }
+        self.confirms_waiting.retain(|confirm| !confirm.is_closed());
+        self.confirms_sent = std::mem::take(&mut self.confirms_waiting);
+        if !self.confirms_sent.is_empty() {
+            self.confirming = Some(self.writer.confirm()).into();
+        }
+    }
+
+    fn confirmed(&mut self, result: Result<(), LogError>) -> Result<(), LogError> {
+        self.confirming = None.into();
+        match result {
+            Ok(()) => {
+                self.confirms_sent.drain(..).for_each(|confirm| drop(confirm.send(Ok(()))));
+                Ok(())
+            }
+            Err(error) => {
+                self.refuse_confirms();
+                // Batches in flight share the session's fate; their own results will say what became of them.
+                if self.in_flight.is_empty() { Err(error) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// This session can't confirm the reads that wait; they ask again while their own deadlines last.
+    fn refuse_confirms(&mut self) {
+        for confirm in self.confirms_sent.drain(..).chain(self.confirms_waiting.drain(..)) {
+            let _ = confirm.send(Err(Error::NotApplied));
+        }
+    }
+
+    // --- leases ---------------------------------------------------------------------------------------------------------------
+
+    fn tick_leases(&mut self) {
+        let now = self.shared.clock.now();
+        let (expired, any): (Vec<LeaseId>, bool) = {
+            let mut lessor = self.shared.lessor.lock();
+            (lessor.expired(now, LEASES_EXPIRED_PER_TICK), !lessor.is_empty())
+        };
+        let shared = Arc::clone(self.shared);
+        let store = shared.store.read();
+        for id in expired {
+            let command = Command::LeaseRevoke { id };
+            self.evaluate(Request { command, _queued: None, reply: None, loaded: Loaded::new(), loads: 0 }, &store);
+        }
+        drop(store);
+        if any && self.clock_stored.elapsed() >= LESSOR_CLOCK_INTERVAL {
+            self.clock_stored = Instant::now();
+            self.sequencer.open().set_lessor_clock(now);
+        }
+    }
+}
+
+/// Makes a durable batch visible: to readers, to the lessor, to watchers, as one step. Answers the published revision.
+pub(super) fn publish(shared: &Shared, batch: &Batch) -> crate::types::Revision {
+    let mut hub = shared.hub.lock();
+    let mut store = shared.store.write();
+    let events = store.apply(batch);
+    let revision = store.current();
+    let compacted = store.compacted();
+    drop(store);
+    shared.lessor.lock().apply(batch, shared.clock.now());
+    if !(batch.alarms_put.is_empty() && batch.alarms_deleted.is_empty()) {
+        let mut alarms = shared.alarms.lock();
+        alarms.extend(&batch.alarms_put);
+        batch.alarms_deleted.iter().for_each(|alarm| drop(alarms.remove(alarm)));
+    }
+    hub.publish(&events, revision, compacted);
+    shared.batches.fetch_add(1, Ordering::Relaxed);
+    revision
+}
+
+fn give((reply, answer): Answer) {
+    if let Some(reply) = reply {
+        // A client that went away is no error.
+        let _ = reply.send(answer);
+    }
+}
+
+fn refuse(answers: Vec<Answer>, error: Error) {
+    for (reply, answer) in answers {
+        // A request that was refused on its own merits may have been refused because of what is now undone.
+        let fate = if answer.is_err() { Error::NotApplied } else { error.clone() };
+        give((reply, Err(fate)));
+    }
+}

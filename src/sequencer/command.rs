@@ -1,0 +1,99 @@
+//! What can be asked of the one writer, and what it answers.
+
+use crate::proto::etcdserverpb::{
+    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, TxnRequest, TxnResponse, request_op::Request,
+};
+use crate::storage::AlarmRow;
+use crate::types::{LeaseId, Rev, Revision};
+
+/// A request that goes through the writer. The façade has validated its fields.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Put.
+    Put(PutRequest),
+    /// DeleteRange.
+    DeleteRange(DeleteRangeRequest),
+    /// Txn, read-only ones included unless the caller may read the published state.
+    Txn(TxnRequest),
+    /// LeaseGrant with the id and the time to live (seconds) that were decided on.
+    LeaseGrant {
+        /// The id; not 0.
+        id: LeaseId,
+        /// Seconds.
+        ttl: i64,
+    },
+    /// LeaseRevoke, by a client or because the lease has expired.
+    LeaseRevoke {
+        /// The id.
+        id: LeaseId,
+    },
+    /// A lease was renewed for the first time since its expiry was stored: the stored expiry no longer holds.
+    LeaseRenewed {
+        /// The id.
+        id: LeaseId,
+        /// Seconds.
+        ttl: i64,
+    },
+    /// Compact.
+    Compact {
+        /// The revision below which history goes.
+        revision: Revision,
+    },
+    /// Raise an alarm.
+    AlarmActivate(AlarmRow),
+    /// Disarm an alarm.
+    AlarmDeactivate(AlarmRow),
+}
+
+impl Command {
+    /// Bytes of keys and values that the command carries, roughly: for bounding queues.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put(put) => put.key.len() + put.value.len(),
+            Self::Txn(txn) => txn_bytes(txn),
+            _ => 64,
+        }
+    }
+}
+
+fn txn_bytes(txn: &TxnRequest) -> usize {
+    txn.success
+        .iter()
+        .chain(&txn.failure)
+        .map(|op| match &op.request {
+            Some(Request::RequestPut(put)) => put.key.len() + put.value.len(),
+            Some(Request::RequestTxn(nested)) => txn_bytes(nested),
+            _ => 64,
+        })
+        .sum()
+}
+
+/// The answer to a [`Command`]; headers carry only revisions.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// To a Put.
+    Put(PutResponse),
+    /// To a DeleteRange.
+    DeleteRange(DeleteRangeResponse),
+    /// To a Txn.
+    Txn(TxnResponse),
+    /// To everything else: the newest revision.
+    Revision(Revision),
+}
+
+/// Why a [`Command`] was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Not a refusal: these values must be loaded, then the command evaluated again.
+    NeedValues(Vec<Rev>),
+    /// The revision has been compacted.
+    Compacted,
+    /// The revision doesn't exist yet.
+    FutureRevision,
+    /// No such lease.
+    LeaseNotFound,
+    /// The lease id is taken.
+    LeaseExists,
+    /// A put that keeps the old value or lease found no key.
+    KeyNotFound,
+}
