@@ -1,1 +1,26 @@
-//! Watch.
+//! Watch: who is told of which change.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`hub`] P | streams and watchers, synced and lagging; what is queued for whom |
+//! | [`interval`] P | which watchers watch a key |
+//! | `watcher`, `queue`, `replay` P | one watcher, one stream's queue, one step of catching up |
+//! | `wire` | queued responses as etcd's messages, fragments |
+//! | [`stream`] | the I/O half: tasks, waiting, reading history |
+//!
+//! P parts are pure. The engine publishes through [`WatchHub::publish`] and implements [`History`]; the façade opens a stream per RPC
+//! with [`WatchHub::open`].
+
+pub mod hub;
+pub mod interval;
+mod queue;
+mod replay;
+pub mod stream;
+mod watcher;
+mod wire;
+
+pub use hub::{Hub, HubStats, Limits};
+pub use queue::{Item, Picked};
+pub use replay::{Replay, ReplayPlan};
+pub use stream::{Ended, History, HistoryError, WatchConfig, WatchHub, WatchRequests, WatchResponses};
+pub use watcher::{WatchId, WatchOptions};

@@ -1,0 +1,106 @@
+//! Queued responses as etcd's messages.
+//!
+//! Which fields a response carries, and which revision its header shows, is etcd's `v3rpc/watch.go`.
+
+use std::collections::VecDeque;
+
+use prost::Message;
+use prost::encoding::encoded_len_varint;
+
+use super::hub::NO_WATCH;
+use super::queue::{Item, Picked};
+use super::watcher::WatchOptions;
+use crate::mvcc::{Event, Value};
+use crate::proto::etcdserverpb::{ResponseHeader, WatchResponse};
+use crate::proto::mvccpb;
+
+/// The item's messages: one, or several if it may be split and is not under `max_bytes`. `header` gives all but the revision.
+pub(super) fn responses(item: Item, header: ResponseHeader, max_bytes: usize) -> VecDeque<WatchResponse> {
+    let at = |revision| Some(ResponseHeader { revision, ..header });
+    let response = match item {
+        Item::Created { watch_id, revision } => {
+            WatchResponse { header: at(revision), watch_id, created: true, ..Default::default() }
+        }
+        Item::Refused { revision, reason } => WatchResponse {
+            header: at(revision),
+            watch_id: NO_WATCH,
+            created: true,
+            canceled: true,
+            cancel_reason: reason,
+            ..Default::default()
+        },
+        Item::Canceled { watch_id, revision } => {
+            WatchResponse { header: at(revision), watch_id, canceled: true, ..Default::default() }
+        }
+        Item::Compacted { watch_id, compact_revision } => {
+            WatchResponse { header: at(0), watch_id, canceled: true, compact_revision, ..Default::default() }
+        }
+        Item::Progress { watch_id, revision } => WatchResponse { header: at(revision), watch_id, ..Default::default() },
+        Item::Events { watch_id, revision, picked, options } => {
+            let events = picked.iter().flat_map(Picked::events).map(|event| event_on_wire(event, options)).collect();
+            let whole = WatchResponse { header: at(revision), watch_id, events, ..Default::default() };
+            return if options.fragment { fragments(whole, max_bytes) } else { VecDeque::from([whole]) };
+        }
+    };
+    VecDeque::from([response])
+}
+
+fn event_on_wire(event: &Event, options: WatchOptions) -> mvccpb::Event {
+    let row = &event.row;
+    let prev_kv = event.prev.as_ref().filter(|_| options.needs_prev(event)).map(|prev| mvccpb::KeyValue {
+        key: row.key.clone(),
+        create_revision: prev.create_revision,
+        mod_revision: prev.rev.main,
+        version: prev.version,
+        value: match &prev.value {
+            Value::Resident(value) => value.clone(),
+            Value::Evicted(_) => unreachable!("an event is queued only with its previous value in memory"),
+        },
+        lease: prev.lease,
+    });
+    let (kind, kv) = match &row.value {
+        Some(value) => (
+            mvccpb::event::EventType::Put,
+            mvccpb::KeyValue {
+                key: row.key.clone(),
+                create_revision: row.create_revision,
+                mod_revision: row.rev.main,
+                version: row.version,
+                value: value.clone(),
+                lease: row.lease,
+            },
+        ),
+        None => (
+            mvccpb::event::EventType::Delete,
+            mvccpb::KeyValue { key: row.key.clone(), mod_revision: row.rev.main, ..Default::default() },
+        ),
+    };
+    mvccpb::Event { r#type: kind as i32, kv: Some(kv), prev_kv }
+}
+
+/// Splits a response as etcd's `sendFragments`: each part but the last says that more follows and stays under `max_bytes`, unless a
+/// single event is larger.
+fn fragments(mut whole: WatchResponse, max_bytes: usize) -> VecDeque<WatchResponse> {
+    if whole.events.len() < 2 || whole.encoded_len() < max_bytes {
+        return VecDeque::from([whole]);
+    }
+    let events = std::mem::take(&mut whole.events);
+    let empty = WatchResponse { fragment: true, ..whole };
+    let empty_len = empty.encoded_len();
+    let mut parts = VecDeque::new();
+    let (mut part, mut part_len) = (empty.clone(), empty_len);
+    for event in events {
+        let event_len = event.encoded_len();
+        // Field 11's tag takes one byte.
+        let field_len = 1 + encoded_len_varint(event_len as u64) + event_len;
+        if !part.events.is_empty() && part_len + field_len >= max_bytes {
+            parts.push_back(std::mem::replace(&mut part, empty.clone()));
+            part_len = empty_len;
+        }
+        part_len += field_len;
+        part.events.push(event);
+    }
+    part.fragment = false;
+    parts.push_back(part);
+    parts
+}
