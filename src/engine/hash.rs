@@ -56,7 +56,8 @@ impl Engine {
         };
         let mut crc = crc32c::crc32c(b"key");
         for chunk in rows.chunks(ROWS_PER_CHUNK) {
-            let evicted: Vec<Rev> = chunk.iter().filter(|(_, version)| is_evicted(version)).map(|(_, version)| version.rev).collect();
+            let evicted: Vec<Rev> =
+                chunk.iter().filter(|(_, version)| is_evicted(version)).map(|(_, version)| version.rev).collect();
             let loaded = self.shared.load_values(evicted).await?;
             for (key, version) in chunk {
                 let value = match &version.value {

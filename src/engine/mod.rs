@@ -35,7 +35,9 @@ use crate::proto::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, PutReq
 use crate::sequencer::{Command, Reply};
 use crate::storage::{AlarmRow, Log};
 use crate::types::{Epoch, Revision};
-use crate::watch::hub::Hub;
+use crate::watch::WatchHub;
+
+use history::StoreHistory;
 
 pub use clock::LessorClock;
 pub use error::Error;
@@ -107,10 +109,10 @@ impl Drop for QueuedBytes {
 struct Shared {
     options: Options,
     log: Arc<dyn Log>,
-    store: RwLock<Store>,
+    /// Locks are taken in this order: hub, store, lessor.
+    store: Arc<RwLock<Store>>,
     lessor: Mutex<Lessor>,
-    /// Taken before `store`, never after it.
-    hub: Arc<Mutex<Hub>>,
+    hub: WatchHub,
     alarms: Mutex<std::collections::BTreeSet<AlarmRow>>,
     clock: LessorClock,
     role: watch::Sender<Role>,
@@ -141,10 +143,14 @@ impl Engine {
     pub fn start(options: Options, log: Arc<dyn Log>) -> Self {
         let (requests, requests_rx) = mpsc::channel(options.queue_requests_max);
         let (confirms, confirms_rx) = mpsc::channel(options.queue_requests_max);
+        let store = Store::new(options.store);
+        let (revision, compacted) = (store.current(), store.compacted());
+        let store = Arc::new(RwLock::new(store));
+        let history = StoreHistory { store: Arc::clone(&store), log: Arc::clone(&log) };
         let shared = Arc::new(Shared {
-            store: RwLock::new(Store::new(options.store)),
+            store,
             lessor: Mutex::new(Lessor::default()),
-            hub: Arc::new(Mutex::new(Hub::new(&options))),
+            hub: WatchHub::new(revision, compacted, Arc::new(history), options.watch),
             alarms: Mutex::default(),
             clock: LessorClock::default(),
             role: watch::Sender::new(Role::Standby),
@@ -227,9 +233,9 @@ impl Engine {
         }
     }
 
-    /// The hub that watch streams register with, and the history that they replay from.
-    pub fn hub(&self) -> Arc<Mutex<Hub>> {
-        Arc::clone(&self.shared.hub)
+    /// The hub that watch streams are opened with.
+    pub fn watch(&self) -> &WatchHub {
+        &self.shared.hub
     }
 
     /// Put.

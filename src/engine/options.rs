@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::mvcc::StoreOptions;
 use crate::sequencer::BatchCaps;
+use crate::watch::WatchConfig;
 
 /// What gives this process the right to answer a linearizable read from memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +43,8 @@ pub struct Options {
     pub compaction_batch_keys: usize,
     /// The pause between two steps of a compaction.
     pub compaction_pause: Duration,
-    /// The time between two progress notifications of a watcher that asked for them.
-    pub progress_interval: Duration,
-    /// A watch response is cut above this size when the client asked for fragments, in bytes.
-    pub watch_response_bytes_max: usize,
+    /// What a watch stream is allowed, and how often it reports progress.
+    pub watch: WatchConfig,
 }
 
 impl Default for Options {
@@ -63,8 +62,7 @@ impl Default for Options {
             lease_ttl_min: 2,
             compaction_batch_keys: 1000,
             compaction_pause: Duration::from_millis(10),
-            progress_interval: Duration::from_secs(600),
-            watch_response_bytes_max: (1 << 20) + (1 << 19),
+            watch: WatchConfig::default(),
         }
     }
 }

@@ -89,11 +89,13 @@ async fn recover_all(shared: &Shared, writer: &mut dyn Writer, meta: &Meta) -> R
         lessor.attach(version.lease, key.clone());
     }
     drop(lessor);
-    let mut hub = shared.hub.lock();
-    let revision = store.current();
-    *shared.store.write() = store;
-    hub.compact(meta.compacted);
-    hub.jump(revision);
+    shared.hub.jump(|| {
+        let revision = store.current();
+        *shared.store.write() = store;
+        revision
+    });
+    shared.hub.compact(meta.compacted);
+    shared.swept.send_replace(-1);
     Ok(count)
 }
 

@@ -364,19 +364,23 @@ impl<'a> Serving<'a> {
 
 /// Makes a durable batch visible: to readers, to the lessor, to watchers, as one step. Answers the published revision.
 pub(super) fn publish(shared: &Shared, batch: &Batch) -> crate::types::Revision {
-    let mut hub = shared.hub.lock();
-    let mut store = shared.store.write();
-    let events = store.apply(batch);
-    let revision = store.current();
-    let compacted = store.compacted();
-    drop(store);
-    shared.lessor.lock().apply(batch, shared.clock.now());
+    let mut revision = 0;
+    shared.hub.publish(|| {
+        let mut store = shared.store.write();
+        let events = store.apply(batch);
+        revision = store.current();
+        drop(store);
+        shared.lessor.lock().apply(batch, shared.clock.now());
+        events
+    });
+    if let Some(compacted) = batch.compacted {
+        shared.hub.compact(compacted);
+    }
     if !(batch.alarms_put.is_empty() && batch.alarms_deleted.is_empty()) {
         let mut alarms = shared.alarms.lock();
         alarms.extend(&batch.alarms_put);
-        batch.alarms_deleted.iter().for_each(|alarm| drop(alarms.remove(alarm)));
+        alarms.retain(|alarm| !batch.alarms_deleted.contains(alarm));
     }
-    hub.publish(&events, revision, compacted);
     shared.batches.fetch_add(1, Ordering::Relaxed);
     revision
 }

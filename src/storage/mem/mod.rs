@@ -7,9 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{
-    AlarmRow, Batch, BoxFuture, DiskUsage, LeaseRow, Log, LogError, LogRow, Meta, Reader, RowsPage, Writer,
-};
+use super::{AlarmRow, Batch, BoxFuture, DiskUsage, LeaseRow, Log, LogError, LogRow, Meta, Reader, RowsPage, Writer};
 use crate::types::{Epoch, LeaseId, Millis, Rev, Revision};
 
 /// Rows per chunk of a recovery: small, so that tests see chunk boundaries.
@@ -101,9 +99,9 @@ impl State {
             let clash = self.rows.insert(row.rev, row.clone());
             assert!(clash.is_none(), "revision {:?} was written twice", row.rev);
         }
-        batch.leases_deleted.iter().for_each(|id| drop(self.leases.remove(id)));
+        self.leases.retain(|id, _| !batch.leases_deleted.contains(id));
         self.leases.extend(batch.leases_put.iter().map(|row| (row.id, *row)));
-        batch.alarms_deleted.iter().for_each(|alarm| drop(self.alarms.remove(alarm)));
+        self.alarms.retain(|alarm| !batch.alarms_deleted.contains(alarm));
         self.alarms.extend(&batch.alarms_put);
         self.compacted = batch.compacted.or(self.compacted);
         self.lessor_clock = batch.lessor_clock.unwrap_or(self.lessor_clock);

@@ -1,0 +1,138 @@
+//! Past events for watchers that lag: from the memory ring, else from storage.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::mvcc::{Event, Loaded, ReadView, RevisionEvents, Store, Value};
+use crate::storage::{BoxFuture, Log, LogRow};
+use crate::types::{Rev, Revision};
+use crate::watch::{History, HistoryError, Replay, ReplayPlan};
+
+/// The store's own past.
+pub(super) struct StoreHistory {
+    pub store: Arc<RwLock<Store>>,
+    pub log: Arc<dyn Log>,
+}
+
+/// A piece of history as it was found; previous values may be missing.
+struct Found {
+    revisions: Vec<RevisionEvents>,
+    next: Revision,
+}
+
+impl History for StoreHistory {
+    fn replay(&self, plan: Arc<ReplayPlan>, max_bytes: usize) -> BoxFuture<'_, Result<Replay, HistoryError>> {
+        Box::pin(async move {
+            let current = self.store.read().current();
+            let from = plan.from();
+            if from > current {
+                return Ok(Replay { revisions: Vec::new(), next: from });
+            }
+            let mut found = match self.from_ring(&plan, current, max_bytes) {
+                Some(found) => found,
+                None => self.from_storage(&plan, current, max_bytes).await?,
+            };
+            self.fill_prev(&plan, &mut found.revisions).await?;
+            self.check_compaction(from)?;
+            Ok(Replay { revisions: found.revisions.into_iter().map(Arc::new).collect(), next: found.next })
+        })
+    }
+}
+
+impl StoreHistory {
+    /// Rows may have vanished while they were read: then what was read isn't everything.
+    fn check_compaction(&self, from: Revision) -> Result<(), HistoryError> {
+        let compacted = self.store.read().compacted();
+        if compacted > from { Err(HistoryError::Compacted(compacted)) } else { Ok(()) }
+    }
+
+    fn from_ring(&self, plan: &ReplayPlan, current: Revision, max_bytes: usize) -> Option<Found> {
+        let store = self.store.read();
+        let mut revisions = Vec::new();
+        let mut bytes = 0;
+        let mut next = current + 1;
+        for events in store.ring_from(plan.from())?.take_while(|events| events.revision <= current) {
+            if bytes >= max_bytes {
+                next = events.revision;
+                break;
+            }
+            let wanted: Vec<Event> = events.events.iter().filter(|event| plan.wants(&event.row.key)).cloned().collect();
+            if !wanted.is_empty() {
+                let kept = RevisionEvents { revision: events.revision, events: wanted };
+                bytes += kept.weight();
+                revisions.push(kept);
+            }
+        }
+        Some(Found { revisions, next })
+    }
+
+    async fn from_storage(&self, plan: &ReplayPlan, current: Revision, max_bytes: usize) -> Result<Found, HistoryError> {
+        let from = plan.from();
+        let page = self.log.reader().rows(from, current, max_bytes).await.map_err(unavailable)?;
+        self.check_compaction(from)?;
+        let last = page.rows.last().map_or(from - 1, |row| row.rev.main);
+        let next = if page.more { last + 1 } else { current + 1 };
+        check_gapless(&page.rows, from, next)?;
+        let store = self.store.read();
+        let mut revisions = Vec::new();
+        for rows in page.rows.chunk_by(|left, right| left.rev.main == right.rev.main) {
+            let revision = rows[0].rev.main;
+            let events: Vec<Event> =
+                rows.iter().filter(|row| plan.wants(&row.key)).map(|row| event_of(&store, plan, row.clone())).collect();
+            if !events.is_empty() {
+                revisions.push(RevisionEvents { revision, events });
+            }
+        }
+        Ok(Found { revisions, next })
+    }
+
+    /// Reads back the previous values that are needed and not in memory.
+    async fn fill_prev(&self, plan: &ReplayPlan, revisions: &mut [RevisionEvents]) -> Result<(), HistoryError> {
+        let evicted = |event: &Event| match &event.prev {
+            Some(prev) if matches!(prev.value, Value::Evicted(_)) && plan.wants_prev(&event.row.key) => Some(prev.rev),
+            _ => None,
+        };
+        let missing: Vec<Rev> = revisions.iter().flat_map(|revision| &revision.events).filter_map(evicted).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let values = self.log.reader().values(missing.clone()).await.map_err(unavailable)?;
+        let loaded: Loaded = missing.into_iter().zip(values).filter_map(|(rev, value)| Some((rev, value?))).collect();
+        for event in revisions.iter_mut().flat_map(|revision| &mut revision.events) {
+            let Some(rev) = evicted(event) else { continue };
+            match (loaded.get(&rev), &mut event.prev) {
+                (Some(value), Some(prev)) => prev.value = Value::Resident(value.clone()),
+                // The version was compacted away meanwhile: etcd then shows no previous key-value either.
+                _ => event.prev = None,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn event_of(store: &Store, plan: &ReplayPlan, row: LogRow) -> Event {
+    let before = row.rev.main - 1;
+    let prev = if plan.wants_prev(&row.key) && before >= store.compacted() {
+        store.live(&row.key, before).map(|(_, version)| version.clone())
+    } else {
+        None
+    };
+    Event { row, prev }
+}
+
+/// Every revision of `from..next` has at least one row; anything else means that storage didn't tell everything.
+fn check_gapless(rows: &[LogRow], from: Revision, next: Revision) -> Result<(), HistoryError> {
+    let mut expected = from;
+    for rows in rows.chunk_by(|left, right| left.rev.main == right.rev.main) {
+        if rows[0].rev.main != expected {
+            break;
+        }
+        expected += 1;
+    }
+    if expected == next { Ok(()) } else { Err(HistoryError::Unavailable(format!("the log has no revision {expected}"))) }
+}
+
+fn unavailable(error: crate::storage::LogError) -> HistoryError {
+    HistoryError::Unavailable(error.to_string())
+}
