@@ -11,10 +11,12 @@
 //! | [`lease`] P | the lessor, over an injected clock |
 //! | [`storage`] | the log behind a trait: PostgreSQL, and memory for tests |
 //! | [`engine`] | the one writer task; wires the pure modules to storage; recovery |
+//! | [`etcdserver`] | the façade: etcd's gRPC services over the engine |
 //! | [`proto`] | the generated wire types |
 //! | [`telemetry`] | logs, metrics |
 
 pub mod engine;
+pub mod etcdserver;
 pub mod lease;
 pub mod mvcc;
 pub mod proto;

@@ -1,0 +1,3 @@
+//! The façade.
+pub mod error;
+pub mod validate;
