@@ -280,6 +280,7 @@ impl Hub {
             revision: revision.revision,
             picked: vec![Picked::new(revision.clone(), &positions)],
             options,
+            compacted: self.compacted,
         };
         let lacking = positions.iter().any(|at| options.lacks_prev(event_at(at)));
         if lacking || !stream.queue.offer(item, &self.limits) {
@@ -319,9 +320,10 @@ impl Hub {
     /// Takes up to `max` responses from the stream's queue. When there is nothing, the stream is woken by whatever comes next.
     pub fn take(&mut self, stream: StreamId, max: usize) -> Vec<Item> {
         let Some(state) = self.streams.get_mut(&stream) else { return Vec::new() };
-        let items: Vec<Item> = std::iter::from_fn(|| state.queue.pop()).take(max).collect();
-        for item in &items {
-            let Item::Events { watch_id, .. } = item else { continue };
+        let mut items: Vec<Item> = std::iter::from_fn(|| state.queue.pop()).take(max).collect();
+        for item in &mut items {
+            let Item::Events { watch_id, compacted, .. } = item else { continue };
+            *compacted = self.compacted;
             if let Some(watcher) = state.watchers.get_mut(watch_id) {
                 watcher.progress_due = false;
             }
@@ -361,7 +363,7 @@ impl Hub {
             debug_assert_eq!(watcher.state, State::Lagging { cursor: planned.cursor }, "only a commit moves a lagging cursor");
             for picked in picked.chunks(self.limits.response_revisions) {
                 let (picked, options) = (picked.to_vec(), watcher.options);
-                stream.queue.push(Item::Events { watch_id: planned.id, revision: current, picked, options });
+                stream.queue.push(Item::Events { watch_id: planned.id, revision: current, picked, options, compacted });
             }
             let cursor = next.max(planned.cursor);
             if cursor > current {

@@ -90,6 +90,8 @@ pub enum Item {
         picked: Vec<Picked>,
         /// What the watcher asked for.
         options: WatchOptions,
+        /// The compact revision when the response was taken: previous pairs below it aren't sent, whether or not they are known.
+        compacted: Revision,
     },
     /// Everything up to `revision` has been delivered.
     Progress {

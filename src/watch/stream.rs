@@ -33,7 +33,8 @@ use crate::types::{KeyRange, Revision};
 pub trait History: Send + Sync {
     /// Reads published revisions from `plan.from()` on, ascending, about `max_bytes` of them but at least one revision; see
     /// [`Replay`] for what must be in it. Revisions without an event that [`ReplayPlan::wants`] may be left out, as long as `next`
-    /// says how far the search went; previous values need be in memory only where [`ReplayPlan::wants_prev`] says so.
+    /// says how far the search went; previous values need be in memory only where [`ReplayPlan::wants_prev`] says so, and an event
+    /// whose revision − 1 is below the compact revision may have no previous version.
     ///
     /// Rows may vanish by compaction while they are read: look at the compact revision *after* reading, and answer
     /// [`HistoryError::Compacted`] if it is above `plan.from()`.
@@ -267,10 +268,13 @@ pub struct WatchResponses {
     taken: VecDeque<Item>,
     /// The parts of one response.
     ready: VecDeque<WatchResponse>,
-    replay: Option<BoxFuture<'static, (Arc<ReplayPlan>, Result<Matched, HistoryError>)>>,
+    replay: Option<BoxFuture<'static, Outcome>>,
     progress: Interval,
     finished: bool,
 }
+
+/// A replay's plan and what came of it.
+type Outcome = (Arc<ReplayPlan>, Result<Matched, HistoryError>);
 
 /// How many responses are taken from the queue at once.
 const TAKEN_MAX: usize = 16;
@@ -377,7 +381,7 @@ async fn some<T>(future: &mut Option<BoxFuture<'static, T>>) -> Option<T> {
 }
 
 /// Reads a piece of history and finds what each watcher gets. Tries again for a bounded time.
-async fn replay(shared: Arc<Shared>, plan: Arc<ReplayPlan>) -> (Arc<ReplayPlan>, Result<Matched, HistoryError>) {
+async fn replay(shared: Arc<Shared>, plan: Arc<ReplayPlan>) -> Outcome {
     const PAUSE_MIN: Duration = Duration::from_millis(20);
     const PAUSE_MAX: Duration = Duration::from_secs(1);
     let WatchConfig { replay_bytes, replay_timeout, replay_patience, .. } = shared.config;

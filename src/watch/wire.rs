@@ -4,15 +4,19 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use prost::Message;
 use prost::encoding::encoded_len_varint;
 
 use super::hub::NO_WATCH;
 use super::queue::{Item, Picked};
 use super::watcher::WatchOptions;
-use crate::mvcc::{Event, Value};
+use crate::mvcc::{Event, Value, key_value};
 use crate::proto::etcdserverpb::{ResponseHeader, WatchResponse};
-use crate::proto::mvccpb;
+use crate::proto::mvccpb::event::EventType;
+use crate::proto::mvccpb::{self, KeyValue};
+use crate::storage::LogRow;
+use crate::types::Revision;
 
 /// The item's messages: one, or several if it may be split and is not under `max_bytes`. `header` gives all but the revision.
 pub(super) fn responses(item: Item, header: ResponseHeader, max_bytes: usize) -> VecDeque<WatchResponse> {
@@ -36,8 +40,8 @@ pub(super) fn responses(item: Item, header: ResponseHeader, max_bytes: usize) ->
             WatchResponse { header: at(0), watch_id, canceled: true, compact_revision, ..Default::default() }
         }
         Item::Progress { watch_id, revision } => WatchResponse { header: at(revision), watch_id, ..Default::default() },
-        Item::Events { watch_id, revision, picked, options } => {
-            let events = picked.iter().flat_map(Picked::events).map(|event| event_on_wire(event, options)).collect();
+        Item::Events { watch_id, revision, picked, options, compacted } => {
+            let events = picked.iter().flat_map(Picked::events).map(|event| event_on_wire(event, options, compacted)).collect();
             let whole = WatchResponse { header: at(revision), watch_id, events, ..Default::default() };
             return if options.fragment { fragments(whole, max_bytes) } else { VecDeque::from([whole]) };
         }
@@ -45,37 +49,29 @@ pub(super) fn responses(item: Item, header: ResponseHeader, max_bytes: usize) ->
     VecDeque::from([response])
 }
 
-fn event_on_wire(event: &Event, options: WatchOptions) -> mvccpb::Event {
+fn event_on_wire(event: &Event, options: WatchOptions, compacted: Revision) -> mvccpb::Event {
     let row = &event.row;
-    let prev_kv = event.prev.as_ref().filter(|_| options.needs_prev(event)).map(|prev| mvccpb::KeyValue {
-        key: row.key.clone(),
-        create_revision: prev.create_revision,
-        mod_revision: prev.rev.main,
-        version: prev.version,
-        value: match &prev.value {
-            Value::Resident(value) => value.clone(),
-            Value::Evicted(_) => unreachable!("an event is queued only with its previous value in memory"),
-        },
-        lease: prev.lease,
+    let wanted = options.needs_prev(event) && row.rev.main > compacted;
+    let prev_kv = event.prev.as_ref().filter(|_| wanted).map(|prev| match &prev.value {
+        Value::Resident(value) => key_value(&row.key, prev, value.clone()),
+        Value::Evicted(_) => unreachable!("an event is queued only with its previous value in memory"),
     });
     let (kind, kv) = match &row.value {
-        Some(value) => (
-            mvccpb::event::EventType::Put,
-            mvccpb::KeyValue {
-                key: row.key.clone(),
-                create_revision: row.create_revision,
-                mod_revision: row.rev.main,
-                version: row.version,
-                value: value.clone(),
-                lease: row.lease,
-            },
-        ),
-        None => (
-            mvccpb::event::EventType::Delete,
-            mvccpb::KeyValue { key: row.key.clone(), mod_revision: row.rev.main, ..Default::default() },
-        ),
+        Some(value) => (EventType::Put, put_on_wire(row, value.clone())),
+        None => (EventType::Delete, KeyValue { key: row.key.clone(), mod_revision: row.rev.main, ..Default::default() }),
     };
     mvccpb::Event { r#type: kind as i32, kv: Some(kv), prev_kv }
+}
+
+fn put_on_wire(row: &LogRow, value: Bytes) -> KeyValue {
+    KeyValue {
+        key: row.key.clone(),
+        create_revision: row.create_revision,
+        mod_revision: row.rev.main,
+        version: row.version,
+        value,
+        lease: row.lease,
+    }
 }
 
 /// Splits a response as etcd's `sendFragments`: each part but the last says that more follows and stays under `max_bytes`, unless a
