@@ -12,6 +12,7 @@
 //! | [`storage`] | the log behind a trait: PostgreSQL, and memory for tests |
 //! | [`engine`] | the one writer task; wires the pure modules to storage; recovery |
 //! | [`etcdserver`] | the façade: etcd's gRPC services over the engine |
+//! | [`supervisor`] | runs the PostgreSQL of a node's own |
 //! | [`proto`] | the generated wire types |
 //! | [`telemetry`] | logs, metrics |
 
@@ -22,6 +23,7 @@ pub mod mvcc;
 pub mod proto;
 pub mod sequencer;
 pub mod storage;
+pub mod supervisor;
 pub mod telemetry;
 pub mod types;
 pub mod watch;

@@ -1,0 +1,136 @@
+//! Makes PostgreSQL's data directory, all of it or nothing.
+//!
+//! initdb works in a directory of another name without syncing, then everything is synced once, then the directory gets
+//! its name. A crash before that leaves only the other name, which the next start throws away.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::process::Command;
+
+use super::{
+    binaries::Binaries,
+    config::ROLE,
+    data_dir::{DataDir, sync_dir},
+    error::StartError,
+    log,
+    user::Account,
+};
+
+const STEP_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A command of PostgreSQL's that runs as `account` and doesn't see settings meant for somebody else's psql.
+pub fn command(program: &Path, account: &Account) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("PG") || name_text.starts_with("LC_") || name_text == "LANG" || name_text == "LANGUAGE" {
+            command.env_remove(&name);
+        }
+    }
+    command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+    account.apply(&mut command);
+    command
+}
+
+/// Finds out, before anything is written, whether `account` can run the binaries and reach the data directory.
+pub async fn check_access(binaries: &Binaries, data_dir: &DataDir, account: &Account) -> Result<(), StartError> {
+    let program = binaries.program("postgres");
+    for (dir, path) in [(Path::new("/"), binaries.bin_dir.as_path()), (data_dir.root(), data_dir.root())] {
+        let run = command(&program, account).arg("--version").current_dir(dir).output();
+        match tokio::time::timeout(STEP_DEADLINE, run).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => return Err(unreachable_for(account, path)),
+            Ok(Err(e)) => return Err(StartError::from_io("can't run", &program, &account.name, e)),
+            Err(_) => {
+                return Err(StartError::Failed {
+                    what: format!("{} --version", program.display()),
+                    detail: format!("no answer within {STEP_DEADLINE:?}"),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Names the directory on the way to `path` that keeps `account` out.
+fn unreachable_for(account: &Account, path: &Path) -> StartError {
+    let may_pass = |dir: &Path| {
+        fs::metadata(dir).is_ok_and(|m| {
+            let shift = if m.uid() == account.uid {
+                6
+            } else if m.gid() == account.gid {
+                3
+            } else {
+                0
+            };
+            m.mode() >> shift & 1 == 1
+        })
+    };
+    let mut ancestors: Vec<&Path> = path.ancestors().collect();
+    ancestors.reverse();
+    let closed = ancestors.into_iter().find(|dir| !may_pass(dir)).unwrap_or(path);
+    StartError::Permission {
+        what: format!("can't reach {}: {} is closed to others", path.display(), closed.display()),
+        user: account.name.clone(),
+        way_out: format!("chmod o+x {}, or choose another place (--data-dir, --pg-bin-dir)", closed.display()),
+    }
+}
+
+/// Throws away a half-done initdb and, when there is no data yet, makes it. A killed process may leave either state.
+pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account) -> Result<(), StartError> {
+    let scratch = data_dir.initdb_scratch();
+    let io = |what: &str, e| StartError::from_io(what, &scratch, &account.name, e);
+    match fs::remove_dir_all(&scratch) {
+        Ok(()) => tracing::info!(directory = %scratch.display(), "threw away an interrupted initdb"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(io("can't remove", e)),
+    }
+    if data_dir.data_major()?.is_some() {
+        return Ok(());
+    }
+    tracing::info!(version = %binaries.version, directory = %data_dir.pgdata().display(), user = account.name, "making a PostgreSQL data directory");
+    fs::DirBuilder::new().mode(0o700).create(&scratch).map_err(|e| io("can't create", e))?;
+    std::os::unix::fs::chown(&scratch, Some(account.uid), Some(account.gid)).map_err(|e| io("can't give away", e))?;
+    let role = format!("--username={ROLE}");
+    // C locale: the same order and the same messages on every machine. Checksums: a rotten page is an error, not data.
+    let make = [
+        role.as_str(),
+        "--auth-local=peer",
+        "--auth-host=reject",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--data-checksums",
+        "--no-sync",
+        "--no-instructions",
+    ];
+    run(binaries, data_dir, account, &make).await?;
+    run(binaries, data_dir, account, &["--sync-only"]).await?;
+    fs::rename(&scratch, data_dir.pgdata()).map_err(|e| io("can't rename", e))?;
+    sync_dir(data_dir.root()).map_err(|e| io("can't sync the parent of", e))
+}
+
+async fn run(binaries: &Binaries, data_dir: &DataDir, account: &Account, arguments: &[&str]) -> Result<(), StartError> {
+    let scratch = data_dir.initdb_scratch();
+    let run = command(&binaries.program("initdb"), account)
+        .args(arguments)
+        .arg("-D")
+        .arg(&scratch)
+        .current_dir(data_dir.root())
+        .output();
+    let failed = |detail| StartError::Failed { what: format!("initdb in {}", scratch.display()), detail };
+    let output = tokio::time::timeout(STEP_DEADLINE, run)
+        .await
+        .map_err(|_| failed(format!("not done within {STEP_DEADLINE:?}")))?
+        .map_err(|e| StartError::from_io("can't run initdb in", &scratch, &account.name, e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let lines: Vec<String> = String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+    Err(log::explain("initdb", &lines, &scratch, &scratch, &account.name))
+}

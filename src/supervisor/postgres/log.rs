@@ -1,0 +1,196 @@
+//! PostgreSQL's log lines: into Duet's own log, and, when it fails, into one sentence.
+
+use std::{
+    collections::VecDeque,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::io::{AsyncBufRead, AsyncBufReadExt};
+
+use super::error::StartError;
+
+/// PostgreSQL's `log_line_prefix`: the process id.
+pub const LINE_PREFIX: &str = "[%p] ";
+
+const LINE_BYTES_MAX: usize = 4096;
+const RECENT_LINES_MAX: usize = 40;
+
+/// How serious a line is, after PostgreSQL's own levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+/// The last serious lines, from which the reason of a failure is read.
+#[derive(Debug, Clone, Default)]
+pub struct Recent(Arc<Mutex<VecDeque<String>>>);
+
+impl Recent {
+    fn push(&self, line: String) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == RECENT_LINES_MAX {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+
+    /// Forgets everything: a new process starts.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The lines, oldest first.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// The last line that names an error, else the last line.
+    pub fn last_words(&self) -> Option<String> {
+        let lines = self.lines();
+        let serious = lines.iter().rev().find(|line| ["PANIC:", "FATAL:"].iter().any(|l| line.contains(l)));
+        serious.or(lines.last()).cloned()
+    }
+}
+
+/// Forwards lines until the other end closes. A line longer than 4 KiB is cut.
+pub async fn forward(mut stderr: impl AsyncBufRead + Unpin, recent: Recent) {
+    let mut line = Vec::new();
+    loop {
+        let chunk = match stderr.fill_buf().await {
+            Ok([]) | Err(_) => break,
+            Ok(chunk) => chunk,
+        };
+        let end = chunk.iter().position(|byte| *byte == b'\n');
+        let text = &chunk[..end.unwrap_or(chunk.len())];
+        line.extend_from_slice(&text[..text.len().min(LINE_BYTES_MAX - line.len())]);
+        let consumed = end.map_or(chunk.len(), |at| at + 1);
+        stderr.consume(consumed);
+        if end.is_some() {
+            take_line(&String::from_utf8_lossy(&line), &recent);
+            line.clear();
+        }
+    }
+    if !line.is_empty() {
+        take_line(&String::from_utf8_lossy(&line), &recent);
+    }
+}
+
+fn take_line(line: &str, recent: &Recent) {
+    let (level, text) = classify(line);
+    match level {
+        Level::Error => tracing::error!(target: "postgres", "{text}"),
+        Level::Warn => tracing::warn!(target: "postgres", "{text}"),
+        Level::Info => tracing::info!(target: "postgres", "{text}"),
+        Level::Debug => tracing::debug!(target: "postgres", "{text}"),
+    }
+    recent.push(text.to_owned());
+}
+
+fn classify(line: &str) -> (Level, &str) {
+    let text = match line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+        Some((pid, rest)) if pid.bytes().all(|b| b.is_ascii_digit()) => rest,
+        _ => line,
+    };
+    let worth_seeing = ["not properly shut down", "redo starts", "redo done", "was terminated by signal", "exited with"];
+    let level = match text.split_once(":  ").map(|(level, _)| level) {
+        Some("PANIC") => Level::Error,
+        // Each attempt to connect while it starts or stops earns one of these.
+        Some("FATAL") if text.contains("the database system is ") => Level::Debug,
+        Some("FATAL" | "ERROR" | "WARNING") => Level::Warn,
+        Some("LOG") if worth_seeing.iter().any(|part| text.contains(part)) => Level::Info,
+        _ => Level::Debug,
+    };
+    (level, text)
+}
+
+/// The kind of failure that PostgreSQL's (or initdb's) last words tell of.
+pub fn explain(what: &str, lines: &[String], pgdata: &Path, socket_dir: &Path, user: &str) -> StartError {
+    let find = |parts: &[&str]| {
+        lines.iter().find(|line| parts.iter().any(|part| line.contains(part))).map(|line| strip_level(line).to_owned())
+    };
+    if find(&["No space left on device", "Disk quota exceeded"]).is_some() {
+        return StartError::DiskFull { path: pgdata.to_path_buf() };
+    }
+    if let Some(detail) = find(&[
+        "could not map anonymous shared memory",
+        "could not create shared memory segment",
+        "could not resize shared memory segment",
+    ]) {
+        return StartError::SharedMemory { detail };
+    }
+    if let Some(detail) =
+        find(&["could not bind Unix address", "could not create any Unix-domain sockets", "is another postmaster"])
+    {
+        return StartError::SocketInUse { socket_dir: socket_dir.to_path_buf(), detail };
+    }
+    if let Some(what) = find(&["Permission denied", "has wrong ownership", "has invalid permissions", "Read-only file system"]) {
+        return StartError::Permission {
+            what,
+            user: user.to_owned(),
+            way_out: format!("chown -R {user} {0} && chmod 0700 {0}", pgdata.display()),
+        };
+    }
+    let damage = [
+        "could not locate a valid checkpoint record",
+        "could not locate required checkpoint record",
+        "invalid checkpoint record",
+        "database files are incompatible",
+        "database file appears to be corrupted",
+        "incorrect checksum in control file",
+        "global/pg_control\"",
+        "invalid page in block",
+        "page verification failed",
+    ];
+    if let Some(detail) = find(&damage) {
+        return StartError::Damaged { pgdata: pgdata.to_path_buf(), detail };
+    }
+    let serious = lines.iter().rev().find(|line| ["PANIC:", "FATAL:", "error:"].iter().any(|l| line.contains(l)));
+    let detail = serious.or(lines.last()).map_or("it said nothing", |line| strip_level(line)).to_owned();
+    StartError::Failed { what: what.to_owned(), detail }
+}
+
+fn strip_level(line: &str) -> &str {
+    line.split_once(":  ").filter(|(level, _)| level.bytes().all(|b| b.is_ascii_uppercase())).map_or(line, |(_, text)| text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_follow_postgresqls_and_connection_attempts_during_a_start_are_no_warnings() {
+        assert_eq!(classify("[12] LOG:  listening"), (Level::Debug, "LOG:  listening"));
+        assert_eq!(classify("[12] PANIC:  could not fsync").0, Level::Error);
+        assert_eq!(classify("[12] FATAL:  terminating connection due to administrator command").0, Level::Warn);
+        assert_eq!(classify("[12] FATAL:  the database system is starting up").0, Level::Debug);
+        assert_eq!(classify("[12] LOG:  server process (PID 3) was terminated by signal 9: Killed").0, Level::Info);
+        assert_eq!(classify("\tcontinued").0, Level::Debug);
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_is_cut_and_the_next_one_is_whole() {
+        let recent = Recent::default();
+        let mut text = "x".repeat(LINE_BYTES_MAX * 3);
+        text.push_str("\n[7] FATAL:  sorry\n[8] LOG:  no newline at the end");
+        forward(text.as_bytes(), recent.clone()).await;
+        let lines = recent.lines();
+        assert_eq!(lines[0].len(), LINE_BYTES_MAX);
+        assert_eq!(lines[1..], ["FATAL:  sorry".to_owned(), "LOG:  no newline at the end".to_owned()]);
+        assert_eq!(recent.last_words().as_deref(), Some("FATAL:  sorry"));
+    }
+
+    #[test]
+    fn last_words_become_the_kind_of_failure_they_tell_of() {
+        let code = |line: &str| explain("start", &[line.to_owned()], Path::new("/d"), Path::new("/s"), "postgres").exit_code();
+        assert_eq!(code("FATAL:  could not write lock file \"postmaster.pid\": No space left on device"), 74);
+        assert_eq!(code("FATAL:  could not map anonymous shared memory: Cannot allocate memory"), 71);
+        assert_eq!(code("FATAL:  data directory \"/d\" has wrong ownership"), 77);
+        assert_eq!(code("LOG:  could not bind Unix address \"/s/.s.PGSQL.5432\": Address already in use"), 73);
+        assert_eq!(code("PANIC:  could not locate a valid checkpoint record"), 66);
+        assert_eq!(code("FATAL:  something new"), 70);
+    }
+}

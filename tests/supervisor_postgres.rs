@@ -1,0 +1,452 @@
+//! Duet's own PostgreSQL, with the real one that this machine has: first start, restart, everything that can be in the
+//! way, and what crashes leave behind.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use duet::supervisor::postgres::{Postgres, PostgresOptions, RestartBudget, StartError, Status, Stopped};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+const STOP: Duration = Duration::from_secs(30);
+
+/// A directory that PostgreSQL's user can reach, too.
+fn scratch() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("duet-test-").tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+fn options(dir: &TempDir) -> PostgresOptions {
+    PostgresOptions { shared_buffers_bytes: Some(32 << 20), ..PostgresOptions::new(dir.path().join("data")) }
+}
+
+async fn connect(postgres: &Postgres) -> Client {
+    let (client, connection) = postgres.connect_config().connect(NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn show(client: &Client, setting: &str) -> String {
+    client.query_one("SELECT current_setting($1)", &[&setting]).await.unwrap().get(0)
+}
+
+fn pid(postgres: &Postgres) -> Pid {
+    match &*postgres.status().borrow() {
+        Status::Running { pid } => Pid::from_raw(i32::try_from(*pid).unwrap()),
+        other => panic!("not running: {other:?}"),
+    }
+}
+
+async fn wait_for(postgres: &Postgres, what: impl FnMut(&Status) -> bool) -> Status {
+    let mut status = postgres.status();
+    tokio::time::timeout(Duration::from_secs(60), status.wait_for(what)).await.expect("in time").unwrap().clone()
+}
+
+async fn refusal(options: PostgresOptions) -> (StartError, u8) {
+    let error = Postgres::start(options).await.expect_err("must be refused");
+    let code = error.exit_code();
+    (error, code)
+}
+
+#[tokio::test]
+async fn data_survives_a_clean_stop_and_a_new_start() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let client = connect(&postgres).await;
+    client.batch_execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)").await.unwrap();
+    assert_eq!(postgres.stop(STOP).await, Stopped::Clean);
+    assert_eq!(postgres.stop(STOP).await, Stopped::WasNotRunning);
+    assert_eq!(*postgres.status().borrow(), Status::Stopped);
+    drop(postgres);
+
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let kept: i32 = connect(&postgres).await.query_one("SELECT n FROM kept", &[]).await.unwrap().get(0);
+    assert_eq!(kept, 7);
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn it_runs_as_a_user_that_is_not_root_in_its_own_process_group_and_only_on_its_socket() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let postmaster = pid(&postgres);
+    assert_ne!(fs::metadata(format!("/proc/{postmaster}")).unwrap().uid(), 0);
+    assert_eq!(fs::metadata(dir.path().join("data/postgres")).unwrap().mode() & 0o777, 0o700);
+    assert_eq!(nix::unistd::getpgid(Some(postmaster)).unwrap(), postmaster, "Ctrl-C must not reach it");
+    let client = connect(&postgres).await;
+    assert_eq!(show(&client, "listen_addresses").await, "");
+    assert_eq!(show(&client, "data_checksums").await, "on");
+    // Nobody but the two system users gets in, and those only as Duet's role.
+    let mut other = postgres.connect_config();
+    other.user("postgres");
+    assert!(other.connect(NoTls).await.is_err());
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn every_setting_is_accepted_and_none_that_a_promise_rests_on_can_be_changed() {
+    let dir = scratch();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let client = connect(&postgres).await;
+    let bad = client.query("SELECT name, error FROM pg_file_settings WHERE error IS NOT NULL", &[]).await.unwrap();
+    let names: Vec<String> = bad.iter().map(|row| row.get(0)).collect();
+    // Our own command line overrides it: that is what "not applied" means for these.
+    assert!(names.is_empty(), "{names:?}");
+    let promises = [
+        ("fsync", "on", "off"),
+        ("full_page_writes", "on", "off"),
+        ("restart_after_crash", "off", "on"),
+        ("data_sync_retry", "off", "on"),
+        ("listen_addresses", "", "*"),
+    ];
+    for (name, ours, theirs) in promises {
+        assert_eq!(show(&client, name).await, ours, "{name}");
+        client.batch_execute(&format!("ALTER SYSTEM SET {name} = '{theirs}'")).await.unwrap();
+    }
+    fs::write(dir.path().join("data/postgres.user.conf"), "fsync = off\nwork_mem = '5MB'\n").unwrap();
+    postgres.restart(STOP).await.unwrap();
+    let client = connect(&postgres).await;
+    for (name, ours, _) in promises {
+        assert_eq!(show(&client, name).await, ours, "{name}");
+    }
+    assert_eq!(show(&client, "work_mem").await, "5MB", "what is a matter of taste can be set");
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn an_interrupted_initdb_is_thrown_away_and_done_again() {
+    let dir = scratch();
+    let half_done = dir.path().join("data/postgres.initdb");
+    let seen = async {
+        while !half_done.join("PG_VERSION").exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        _ = Postgres::start(options(&dir)) => panic!("started before it could be interrupted"),
+        () = seen => {}
+    }
+    assert!(half_done.exists() && !dir.path().join("data/postgres").exists());
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    assert!(!half_done.exists());
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn a_data_directory_that_another_duet_works_on_is_refused_with_its_process_id() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let (error, code) = refusal(options(&dir)).await;
+    assert!(matches!(error, StartError::Locked { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    assert_eq!(code, 75);
+    assert!(matches!(*postgres.status().borrow(), Status::Running { .. }), "the first one is left alone");
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_is_not_duets_is_refused_untouched() {
+    for (entry, named) in [("member", "an etcd"), ("PG_VERSION", "PostgreSQL data"), ("holiday.jpg", "holiday.jpg")] {
+        let dir = scratch();
+        let data = dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join(entry), "x").unwrap();
+        let (error, code) = refusal(options(&dir)).await;
+        assert!(matches!(error, StartError::ForeignDataDir { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+        assert_eq!(code, 65);
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "nothing was written");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_layout_and_data_of_another_major_version_are_refused() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    fs::create_dir_all(data.join("postgres")).unwrap();
+    fs::write(data.join("duet.identity"), "layout = 1\nmade_by = \"0.1.0\"\n").unwrap();
+    fs::write(data.join("postgres/PG_VERSION"), "11\n").unwrap();
+    let (error, code) = refusal(options(&dir)).await;
+    assert!(matches!(error, StartError::IncompatibleData { data_major: 11, .. }), "{error}");
+    assert_eq!(code, 76);
+
+    fs::write(data.join("duet.identity"), "layout = 99\nmade_by = \"9.0.0\"\n").unwrap();
+    let (error, code) = refusal(options(&dir)).await;
+    assert!(matches!(error, StartError::DataDirNewer { found: 99, .. }), "{error}");
+    assert_eq!(code, 76);
+}
+
+fn fake_binaries(dir: &TempDir, version: &str) -> PathBuf {
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in ["postgres", "initdb"] {
+        fs::write(bin.join(program), format!("#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")).unwrap();
+        fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    bin
+}
+
+#[tokio::test]
+async fn missing_binaries_and_versions_that_lose_writes_are_refused_with_the_way_out() {
+    let dir = scratch();
+    let nothing = PostgresOptions { bin_dir: Some(dir.path().to_path_buf()), ..options(&dir) };
+    let (error, code) = refusal(nothing).await;
+    assert!(error.to_string().contains("--pg-bin-dir"), "{error}");
+    assert_eq!(code, 69);
+    for (version, sentence) in [("15.12", "too old"), ("16.8", ""), ("17.4", ""), ("14.20", "not supported"), ("19devel", "")] {
+        let dir = scratch();
+        let fake = PostgresOptions { bin_dir: Some(fake_binaries(&dir, version)), ..options(&dir) };
+        let (error, code) = refusal(fake).await;
+        let text = error.to_string();
+        assert!(text.contains(version) && (text.contains(sentence) || text.contains("lose acknowledged")), "{text}");
+        assert_eq!(code, 72);
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_too_deep_for_a_socket_gets_its_socket_elsewhere() {
+    let dir = scratch();
+    let deep = dir.path().join("d".repeat(60)).join("e".repeat(60));
+    let postgres = Postgres::start(PostgresOptions { data_dir: deep, ..options(&dir) }).await.unwrap();
+    let socket_dir = postgres.socket_dir().to_path_buf();
+    assert!(!socket_dir.starts_with(dir.path()), "{}", socket_dir.display());
+    assert_eq!(fs::metadata(&socket_dir).unwrap().mode() & 0o777, 0o700);
+    connect(&postgres).await;
+    postgres.stop(STOP).await;
+    drop(postgres);
+    fs::remove_dir_all(socket_dir).unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_postmaster_is_reported_and_the_restart_has_everything_committed() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let client = connect(&postgres).await;
+    client.batch_execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)").await.unwrap();
+    kill(pid(&postgres), Signal::SIGKILL).unwrap();
+    let status = wait_for(&postgres, |s| matches!(s, Status::Exited(_))).await;
+    let Status::Exited(exit) = status else { unreachable!() };
+    assert!(exit.status.unwrap().to_string().contains("signal: 9"), "{exit:?}");
+    postgres.restart(STOP).await.unwrap();
+    let kept: i32 = connect(&postgres).await.query_one("SELECT n FROM kept", &[]).await.unwrap().get(0);
+    assert_eq!(kept, 7);
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn no_new_postmaster_starts_before_the_last_process_of_the_old_one_has_ended() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let client = connect(&postgres).await;
+    let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    // A stopped process notices neither the postmaster's death nor a polite signal.
+    kill(Pid::from_raw(backend), Signal::SIGSTOP).unwrap();
+    kill(pid(&postgres), Signal::SIGKILL).unwrap();
+    wait_for(&postgres, |s| matches!(s, Status::Exited(_))).await;
+    postgres.restart(STOP).await.unwrap();
+    assert!(!is_alive(backend), "the old backend still shares memory with nobody");
+    postgres.stop(STOP).await;
+}
+
+/// Alive and not merely waiting to be reaped (by whoever adopts orphans here).
+fn is_alive(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+}
+
+#[tokio::test]
+async fn a_pid_file_whose_number_belongs_to_another_process_now_is_no_obstacle() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let pid_file = dir.path().join("data/postgres/postmaster.pid");
+    let left = fs::read_to_string(&pid_file).unwrap();
+    let owner = postgres.account().clone();
+    postgres.stop(STOP).await;
+    drop(postgres);
+    // A live process of the same user, which PostgreSQL alone would take for a postmaster.
+    let mut sleep = Command::new("sleep");
+    sleep.arg("60");
+    if owner.switch {
+        std::os::unix::process::CommandExt::uid(&mut sleep, owner.uid);
+    }
+    let mut sleep = sleep.spawn().unwrap();
+    let (_, rest) = left.split_once('\n').unwrap();
+    fs::write(&pid_file, format!("{}\n{rest}", sleep.id())).unwrap();
+    let started = Postgres::start(options(&dir)).await;
+    sleep.kill().unwrap();
+    sleep.wait().unwrap();
+    started.unwrap().stop(STOP).await;
+}
+
+/// The other process of the test below; on its own it does nothing.
+#[tokio::test]
+async fn helper_that_starts_postgresql_and_waits_to_be_killed() {
+    let Some(data_dir) = std::env::var_os("DUET_TEST_HELPER_DATA_DIR") else { return };
+    let data_dir = PathBuf::from(data_dir);
+    let postgres = Postgres::start(PostgresOptions::new(&data_dir)).await.unwrap();
+    connect(&postgres).await.batch_execute("CREATE TABLE kept AS SELECT 7 AS n").await.unwrap();
+    fs::write(data_dir.with_extension("ready"), pid(&postgres).to_string()).unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn what_a_killed_duet_leaves_running_is_taken_over_by_the_next_start() {
+    let dir = scratch();
+    let ready = dir.path().join("data.ready");
+    let mut duet = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "helper_that_starts_postgresql_and_waits_to_be_killed"])
+        .env("DUET_TEST_HELPER_DATA_DIR", dir.path().join("data"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = std::time::Instant::now();
+    let old: i32 = loop {
+        if let Some(pid) = fs::read_to_string(&ready).ok().and_then(|text| text.parse().ok()) {
+            break pid;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60) && duet.try_wait().unwrap().is_none());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    duet.kill().unwrap();
+    duet.wait().unwrap();
+    assert!(is_alive(old), "the postmaster outlives a killed Duet");
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    assert_ne!(pid(&postgres).as_raw(), old);
+    assert!(!is_alive(old));
+    let kept: i32 = connect(&postgres).await.query_one("SELECT n FROM kept", &[]).await.unwrap().get(0);
+    assert_eq!(kept, 7);
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn keep_running_mends_crashes_and_returns_when_stopped_on_purpose() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let drive = async {
+        for _ in 0..2 {
+            let old = pid(&postgres);
+            kill(old, Signal::SIGKILL).unwrap();
+            wait_for(&postgres, |s| matches!(s, Status::Running { pid } if i32::try_from(*pid).unwrap() != old.as_raw())).await;
+            connect(&postgres).await;
+        }
+        postgres.stop(STOP).await;
+    };
+    let (kept, ()) = tokio::join!(postgres.keep_running(RestartBudget::default()), drive);
+    kept.unwrap();
+}
+
+#[tokio::test]
+async fn keep_running_gives_up_with_the_reason_when_every_start_fails() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    kill(pid(&postgres), Signal::SIGKILL).unwrap();
+    fs::remove_file(dir.path().join("data/postgres/global/pg_control")).unwrap();
+    let ms = Duration::from_millis;
+    let budget = RestartBudget::new(3, Duration::from_secs(600), ms(1), ms(10));
+    let error = postgres.keep_running(budget).await.expect_err("it can't start");
+    assert!(matches!(error, StartError::Damaged { .. }), "{error}");
+    assert_eq!(error.exit_code(), 66);
+    assert!(error.to_string().contains("pg_control"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stop_without_time_is_immediate_and_loses_nothing_committed() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    connect(&postgres).await.batch_execute("CREATE TABLE kept AS SELECT 7 AS n").await.unwrap();
+    assert_eq!(postgres.stop(Duration::ZERO).await, Stopped::Immediate);
+    postgres.restart(STOP).await.unwrap();
+    let kept: i32 = connect(&postgres).await.query_one("SELECT n FROM kept", &[]).await.unwrap().get(0);
+    assert_eq!(kept, 7);
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
+async fn a_place_that_postgresqls_user_can_not_reach_is_named() {
+    if !geteuid().is_root() {
+        return; // Without root there is no other user that could be kept out.
+    }
+    let dir = scratch();
+    let closed = dir.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    let (error, code) = refusal(PostgresOptions { data_dir: closed.join("data"), ..options(&dir) }).await;
+    assert!(error.to_string().contains(&format!("chmod o+x {}", closed.display())), "{error}");
+    assert_eq!(code, 77);
+}
+
+#[tokio::test]
+async fn data_that_belongs_to_somebody_else_is_refused_with_the_command_that_mends_it() {
+    if !geteuid().is_root() {
+        return; // Only root can give files away.
+    }
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    postgres.stop(STOP).await;
+    drop(postgres);
+    std::os::unix::fs::chown(dir.path().join("data/postgres"), Some(0), Some(0)).unwrap();
+    let (error, code) = refusal(options(&dir)).await;
+    assert!(error.to_string().contains("chown -R"), "{error}");
+    assert_eq!(code, 77);
+    assert_eq!(refusal(PostgresOptions { user: Some("root".to_owned()), ..options(&dir) }).await.1, 67);
+    assert_eq!(refusal(PostgresOptions { user: Some("nobody-at-all".to_owned()), ..options(&dir) }).await.1, 67);
+}
+
+/// A small file system of its own, unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, size: &str) -> Self {
+        fs::create_dir(at).unwrap();
+        let options = format!("size={size},mode=0755");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status().unwrap();
+        assert!(mounted.success(), "can't mount a tmpfs");
+        Self(at.to_path_buf())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_before_and_after_there_is_data_and_space_mends_it() {
+    if !geteuid().is_root() {
+        return; // Only root can mount the small disk.
+    }
+    let dir = scratch();
+    let disk = SmallDisk::mount(&dir.path().join("small"), "16m");
+    let small = PostgresOptions { data_dir: disk.0.join("data"), ..options(&dir) };
+    let (error, code) = refusal(small.clone()).await;
+    assert!(matches!(error, StartError::DiskFull { .. }), "{error}");
+    assert_eq!(code, 74);
+    drop(disk);
+
+    let disk = SmallDisk::mount(&dir.path().join("larger"), "200m");
+    let larger = PostgresOptions { data_dir: disk.0.join("data"), ..options(&dir) };
+    let postgres = Postgres::start(larger.clone()).await.unwrap();
+    postgres.stop(STOP).await;
+    drop(postgres);
+    let ballast = disk.0.join("ballast");
+    let filled = Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", ballast.display())).stderr(Stdio::null()).status();
+    assert!(!filled.unwrap().success(), "dd ends at the full disk");
+    let (error, code) = refusal(larger.clone()).await;
+    assert!(matches!(error, StartError::DiskFull { .. }), "{error}");
+    assert_eq!(code, 74);
+    fs::remove_file(ballast).unwrap();
+    Postgres::start(larger).await.unwrap().stop(STOP).await;
+}
