@@ -14,8 +14,10 @@
 //! | [`etcdserver`] | the façade: etcd's gRPC services over the engine |
 //! | [`supervisor`] | runs the PostgreSQL of a node's own |
 //! | [`proto`] | the generated wire types |
+//! | [`config`] | options from flags, environment and file; validation |
 //! | [`telemetry`] | logs, metrics |
 
+pub mod config;
 pub mod engine;
 pub mod etcdserver;
 pub mod lease;

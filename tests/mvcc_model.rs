@@ -179,8 +179,8 @@ fn op() -> impl Strategy<Value = Op> {
 fn request() -> impl Strategy<Value = RangeRequest> {
     let revisions = (-1..5i64, 0..4i64, 0..12i64, 0..12i64);
     let options = (0..3i32, 0..5i32, any::<bool>(), any::<bool>(), 0..8u8);
-    (key(), end(), revisions, options).prop_map(|(key, range_end, (back, limit, min, max), (order, target, keys, count, filter))| {
-        RangeRequest {
+    (key(), end(), revisions, options).prop_map(
+        |(key, range_end, (back, limit, min, max), (order, target, keys, count, filter))| RangeRequest {
             key,
             range_end,
             revision: back,
@@ -194,8 +194,8 @@ fn request() -> impl Strategy<Value = RangeRequest> {
             min_create_revision: if filter == 2 { min } else { 0 },
             max_create_revision: if filter == 2 { max } else { 0 },
             ..RangeRequest::default()
-        }
-    })
+        },
+    )
 }
 
 struct Pair {

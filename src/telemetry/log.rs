@@ -1,8 +1,9 @@
-//! Where log lines go and how they look: text for people, JSON for machines, always on standard error as etcd's do.
+//! Where log lines go and how they look: text for people, JSON for machines; on standard error unless told otherwise, as
+//! etcd's do.
 //!
 //! It deliberately has no file output and no rotation: systemd, container runtimes and shells do that better.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt;
@@ -17,16 +18,40 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names say it
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+}
+
+impl LogOutput {
+    fn writer(self) -> Box<dyn Write> {
+        match self {
+            LogOutput::Stderr => Box::new(io::stderr()),
+            LogOutput::Stdout => Box::new(io::stdout()),
+        }
+    }
+
+    fn is_terminal(self) -> bool {
+        match self {
+            LogOutput::Stderr => io::stderr().is_terminal(),
+            LogOutput::Stdout => io::stdout().is_terminal(),
+        }
+    }
+}
+
 /// Starts logging for the whole process, at `level` (`error` to `trace`, or tracing's filter directives such as
 /// `info,duet::engine=debug`).
 ///
 /// # Errors
 /// The text of what is wrong with `level`, or that logging was started before.
-pub fn start(level: &str, format: LogFormat) -> Result<(), String> {
+pub fn start(level: &str, format: LogFormat, output: LogOutput) -> Result<(), String> {
     let filter = filter(level)?;
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = fmt().with_env_filter(filter).with_writer(move || output.writer());
     let started = match format {
-        LogFormat::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
+        LogFormat::Text => lines.with_target(false).with_ansi(output.is_terminal()).finish().try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).finish().try_init(),
     };
     started.map_err(|error| error.to_string())
