@@ -26,10 +26,16 @@ impl LessorClock {
         state.base.saturating_add(running)
     }
 
-    /// Goes on from `stored`, or from where this process had stopped it if that is later: no lease gets its time twice.
-    pub fn start(&self, stored: Millis) {
+    /// Stands still at `stored`, or where this process had stopped it if that is later: no lease gets its time twice.
+    pub fn set(&self, stored: Millis) {
         let now = self.now();
-        *self.state.lock() = State { base: now.max(stored), since: Some(Instant::now()) };
+        *self.state.lock() = State { base: now.max(stored), since: None };
+    }
+
+    /// Goes on.
+    pub fn start(&self) {
+        let now = self.now();
+        *self.state.lock() = State { base: now, since: Some(Instant::now()) };
     }
 
     /// Stands still.

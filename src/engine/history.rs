@@ -29,9 +29,9 @@ impl History for StoreHistory {
             if from > current {
                 return Ok(Replay { revisions: Vec::new(), next: from });
             }
-            let mut found = match self.from_ring(&plan, current, max_bytes) {
+            let mut found = match self.in_ring(&plan, current, max_bytes) {
                 Some(found) => found,
-                None => self.from_storage(&plan, current, max_bytes).await?,
+                None => self.in_storage(&plan, current, max_bytes).await?,
             };
             self.fill_prev(&plan, &mut found.revisions).await?;
             self.check_compaction(from)?;
@@ -47,7 +47,7 @@ impl StoreHistory {
         if compacted > from { Err(HistoryError::Compacted(compacted)) } else { Ok(()) }
     }
 
-    fn from_ring(&self, plan: &ReplayPlan, current: Revision, max_bytes: usize) -> Option<Found> {
+    fn in_ring(&self, plan: &ReplayPlan, current: Revision, max_bytes: usize) -> Option<Found> {
         let store = self.store.read();
         let mut revisions = Vec::new();
         let mut bytes = 0;
@@ -67,7 +67,7 @@ impl StoreHistory {
         Some(Found { revisions, next })
     }
 
-    async fn from_storage(&self, plan: &ReplayPlan, current: Revision, max_bytes: usize) -> Result<Found, HistoryError> {
+    async fn in_storage(&self, plan: &ReplayPlan, current: Revision, max_bytes: usize) -> Result<Found, HistoryError> {
         let from = plan.from();
         let page = self.log.reader().rows(from, current, max_bytes).await.map_err(unavailable)?;
         self.check_compaction(from)?;

@@ -22,13 +22,15 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
         (store.current(), store.compacted())
     };
     check_nothing_lost(&meta, published)?;
+    // Leases are counted on from the later of two clocks, the stored one and this process's own, and not while this takes its time.
+    shared.clock.set(meta.lessor_clock);
     let first = shared.cluster_id.load(Ordering::Relaxed) == 0;
     let rows = if first || meta.compacted > published {
         recover_all(shared, writer, &meta).await?
     } else {
         recover_tail(shared, writer, &meta, published, compacted).await?
     };
-    shared.clock.start(meta.lessor_clock);
+    shared.clock.start();
     *shared.alarms.lock() = meta.alarms.iter().copied().collect::<std::collections::BTreeSet<AlarmRow>>();
     shared.cluster_id.store(meta.cluster_id, Ordering::Relaxed);
     shared.member_id.store(meta.member_id, Ordering::Relaxed);
@@ -84,7 +86,7 @@ async fn recover_all(shared: &Shared, writer: &mut dyn Writer, meta: &Meta) -> R
     }
     store.finish_restore(meta.compacted);
     let mut lessor = shared.lessor.lock();
-    lessor.restore(&meta.leases, meta.lessor_clock);
+    lessor.restore(&meta.leases, shared.clock.now());
     for (key, version) in store.live_keys().filter(|(_, version)| version.lease != 0) {
         lessor.attach(version.lease, key.clone());
     }
@@ -107,6 +109,8 @@ async fn recover_tail(
     published: Revision,
     compacted: Revision,
 ) -> Result<usize, LogError> {
+    // First the leases: the rows may attach keys to new ones.
+    shared.lessor.lock().reconcile(&meta.leases, shared.clock.now());
     let mut carried: Vec<LogRow> = Vec::new();
     let mut count = 0;
     writer
@@ -124,6 +128,5 @@ async fn recover_tail(
     if meta.compacted > compacted {
         writer::publish(shared, &Batch { compacted: Some(meta.compacted), ..Batch::default() });
     }
-    shared.lessor.lock().reconcile(&meta.leases, shared.clock.now());
     Ok(count)
 }
