@@ -8,7 +8,8 @@ use duet::mvcc::StoreOptions;
 use duet::proto::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use duet::proto::etcdserverpb::request_op::Request;
 use duet::proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, WatchCreateRequest, WatchResponse,
+    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, WatchCreateRequest,
+    WatchResponse,
 };
 use duet::sequencer::BatchCaps;
 use duet::storage::mem::{Fault, MemLog};
@@ -30,7 +31,11 @@ async fn engine() -> (Engine, MemLog) {
 }
 
 fn put(key: &str, value: &str) -> PutRequest {
-    PutRequest { key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::copy_from_slice(value.as_bytes()), ..Default::default() }
+    PutRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        ..Default::default()
+    }
 }
 
 fn cas(key: &str, mod_revision: i64, value: &str) -> TxnRequest {
