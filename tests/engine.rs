@@ -13,6 +13,7 @@ use duet::proto::etcdserverpb::{
 };
 use duet::sequencer::BatchCaps;
 use duet::storage::mem::{Fault, MemLog};
+use duet::telemetry::metrics::Metrics;
 use duet::types::Rev;
 use duet::watch::WatchResponses;
 
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn engine_with(options: Options) -> (Engine, MemLog) {
     let log = MemLog::default();
-    let engine = Engine::start(options, std::sync::Arc::new(log.clone()));
+    let engine = Engine::start(options, std::sync::Arc::new(log.clone()), Metrics::unshared());
     engine.active().await.expect("a log in memory can be acquired");
     (engine, log)
 }
@@ -314,7 +315,7 @@ async fn the_hash_of_a_restarted_engine_is_the_live_one() {
     engine.compact(100, false).await.unwrap();
     let live = engine.hash_kv(0).await.unwrap();
     engine.stop().await;
-    let again = Engine::start(Options::default(), std::sync::Arc::new(log));
+    let again = Engine::start(Options::default(), std::sync::Arc::new(log), Metrics::unshared());
     again.active().await.unwrap();
     assert_eq!(again.hash_kv(0).await.unwrap(), live);
 }

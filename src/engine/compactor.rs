@@ -39,7 +39,9 @@ async fn sweep(shared: &Shared) {
     let mut next: Option<Bytes> = None;
     let mut removed = 0;
     loop {
+        let held = Instant::now();
         let step = shared.store.write().sweep(next.as_ref(), shared.options.compaction_batch_keys);
+        shared.metrics.compaction.index_pause_milliseconds.observe(held.elapsed().as_secs_f64() * 1000.0);
         removed += step.removed.len();
         for rows in step.removed.chunks(ROWS_PER_DELETE) {
             if !delete(shared, rows).await {
@@ -61,6 +63,11 @@ async fn sweep(shared: &Shared) {
     }
     if target >= 0 {
         shared.swept.send_replace(target);
+        let compaction = &shared.metrics.compaction;
+        compaction.db_total_milliseconds.observe(begun.elapsed().as_secs_f64() * 1000.0);
+        compaction.db_keys_total.inc_by(removed as u64);
+        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        compaction.db_last.set(i64::try_from(unix.as_secs()).unwrap_or(0));
         tracing::info!(revision = target, rows = removed, took = ?begun.elapsed(), "finished compaction");
     }
 }
@@ -71,7 +78,10 @@ async fn delete(shared: &Shared, rows: &[Rev]) -> bool {
     loop {
         if *shared.role.borrow() == Role::Active {
             let epoch = shared.epoch.load(Ordering::Relaxed);
-            match reader.delete(epoch, rows.to_vec()).await {
+            let began = Instant::now();
+            let deleted = reader.delete(epoch, rows.to_vec()).await;
+            shared.metrics.compaction.db_pause_milliseconds.observe(began.elapsed().as_secs_f64() * 1000.0);
+            match deleted {
                 Ok(()) => return true,
                 Err(LogError::Deposed(_)) => {}
                 Err(error) => tracing::warn!(%error, rows = rows.len(), "could not delete compacted rows; trying again"),

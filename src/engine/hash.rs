@@ -31,6 +31,7 @@ impl Engine {
     /// # Errors
     /// `Compacted`, `FutureRevision`, `Storage`.
     pub async fn hash_kv(&self, revision: Revision) -> Result<KvHash, Error> {
+        let _timer = self.shared.metrics.mvcc.hash_rev_duration_seconds.start_timer();
         for _ in 0..ATTEMPTS_MAX {
             if let Some(hash) = self.try_hash_kv(revision).await? {
                 return Ok(hash);

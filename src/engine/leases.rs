@@ -78,7 +78,11 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.shared.lessor.lock().renew(id, self.shared.clock.now()))
+        let renewed = self.shared.lessor.lock().renew(id, self.shared.clock.now());
+        if renewed.is_some() {
+            self.shared.metrics.lease.renewed_total.inc();
+        }
+        Ok(renewed)
     }
 
     /// What is left of a lease; `None` when there is no such lease.

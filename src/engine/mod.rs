@@ -15,6 +15,7 @@ mod error;
 mod hash;
 mod history;
 mod leases;
+mod metrics;
 mod options;
 mod reads;
 mod recovery;
@@ -34,6 +35,7 @@ use crate::mvcc::{Loaded, ReadView, Store};
 use crate::proto::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse};
 use crate::sequencer::{Command, Reply};
 use crate::storage::{AlarmRow, Log};
+use crate::telemetry::metrics::Metrics;
 use crate::types::{Epoch, Revision};
 use crate::watch::WatchHub;
 
@@ -109,6 +111,7 @@ impl Drop for QueuedBytes {
 struct Shared {
     options: Options,
     log: Arc<dyn Log>,
+    metrics: Metrics,
     /// Locks are taken in this order: hub, store, lessor.
     store: Arc<RwLock<Store>>,
     lessor: Mutex<Lessor>,
@@ -140,7 +143,7 @@ pub struct Engine {
 impl Engine {
     /// Starts the engine's tasks over `log`. They acquire the writer's session (waiting while another process has it), recover, and
     /// serve; see [`Engine::role`] for how far they are.
-    pub fn start(options: Options, log: Arc<dyn Log>) -> Self {
+    pub fn start(options: Options, log: Arc<dyn Log>, metrics: Metrics) -> Self {
         let (requests, requests_rx) = mpsc::channel(options.queue_requests_max);
         let (confirms, confirms_rx) = mpsc::channel(options.queue_requests_max);
         let store = Store::new(options.store);
@@ -167,6 +170,7 @@ impl Engine {
             stop: CancellationToken::new(),
             options,
             log,
+            metrics,
         });
         let tasks = TaskTracker::new();
         tasks.spawn(writer::drive(Arc::clone(&shared), requests_rx, confirms_rx));

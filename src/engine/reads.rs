@@ -57,7 +57,11 @@ impl Engine {
     /// `Compacted`, `FutureRevision`, `Storage`.
     pub async fn range_published(&self, request: &RangeRequest, count_mode: CountMode) -> Result<RangeResponse, Error> {
         let shared = &self.shared;
+        shared.metrics.mvcc.range_total.inc();
         let first = range(&*shared.store.read(), request, count_mode, &Loaded::new());
+        if let Ok(response) = &first {
+            shared.metrics.value_cache.hits_total.inc_by(response.kvs.len() as u64);
+        }
         match first {
             Err(EvalError::NeedValues(revs)) => {
                 self.reread(revs, |store, loaded| range(store, request, count_mode, loaded), |response| &response.kvs).await
@@ -141,6 +145,8 @@ impl Shared {
     pub(super) async fn load_values(&self, revs: Vec<Rev>) -> Result<Loaded, Error> {
         let reader = self.log.reader();
         let mut loaded = Loaded::new();
+        let _timer = self.metrics.value_cache.fetch_seconds.start_timer();
+        self.metrics.value_cache.misses_total.inc_by(revs.len() as u64);
         for chunk in revs.chunks(VALUES_PER_READ) {
             let values = reader.values(chunk.to_vec()).await.map_err(|error| Error::Storage(error.to_string()))?;
             if values.len() != chunk.len() {

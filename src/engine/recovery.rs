@@ -36,6 +36,7 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
     shared.member_id.store(meta.member_id, Ordering::Relaxed);
     shared.epoch.store(meta.epoch, Ordering::Relaxed);
     let revision = shared.store.read().current();
+    shared.count_recovery(rows, begun.elapsed());
     tracing::info!(rows, revision, compacted = meta.compacted, epoch = meta.epoch, took = ?begun.elapsed(), "recovered");
     Ok(())
 }

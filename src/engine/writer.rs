@@ -189,7 +189,13 @@ impl<'a> Serving<'a> {
         };
         match outcome {
             Err(Failure::NeedValues(revs)) if request.loads < LOADS_MAX => self.load(request, revs),
-            outcome => self.file((request.reply, outcome.map_err(Error::from))),
+            outcome => {
+                match &outcome {
+                    Ok(reply) => self.shared.count_accepted(&request.command, reply),
+                    Err(_) => self.shared.metrics.server.proposals_failed_total.inc(),
+                }
+                self.file((request.reply, outcome.map_err(Error::from)));
+            }
         }
     }
 
@@ -245,6 +251,7 @@ impl<'a> Serving<'a> {
         }
         let batch = Arc::new(self.sequencer.open().take());
         self.results.push_back(self.writer.append(Arc::clone(&batch)));
+        self.shared.metrics.engine.batches_in_flight.inc();
         self.in_flight.push_back(InFlight { batch, answers: std::mem::take(&mut self.answers), sent: Instant::now() });
     }
 
@@ -253,7 +260,8 @@ impl<'a> Serving<'a> {
         let done = self.in_flight.pop_front().expect("a result belongs to a batch");
         let revision = publish(self.shared, &done.batch);
         self.sequencer.published(revision);
-        tracing::trace!(rows = done.batch.rows.len(), took = ?done.sent.elapsed(), "published");
+        self.shared.count_published(&done.batch, done.answers.len(), done.sent.elapsed());
+        self.shared.metrics.engine.batches_in_flight.dec();
         done.answers.into_iter().for_each(give);
         if done.batch.compacted.is_some() {
             self.shared.compaction.notify_one();
@@ -264,6 +272,12 @@ impl<'a> Serving<'a> {
     /// request, and hands the error back.
     async fn fail(&mut self, error: LogError) -> LogError {
         let first = self.in_flight.pop_front().expect("a result belongs to a batch");
+        self.shared.metrics.engine.batches_in_flight.set(0);
+        self.shared.metrics.engine.storage_errors_total.inc();
+        if matches!(error, LogError::Unknown(_)) {
+            self.shared.metrics.engine.unknown_batches_total.inc_by(1 + self.in_flight.len() as u64);
+        }
+        self.shared.metrics.server.proposals_failed_total.inc_by(first.answers.len() as u64);
         refuse(first.answers, Error::from(&error));
         let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
         while let Some(batch) = self.in_flight.pop_front() {
@@ -350,6 +364,7 @@ impl<'a> Serving<'a> {
         };
         let shared = Arc::clone(self.shared);
         let store = shared.store.read();
+        self.shared.metrics.lease.expired_total.inc_by(expired.len() as u64);
         for id in expired {
             let command = Command::LeaseRevoke { id };
             self.evaluate(Request { command, _queued: None, reply: None, loaded: Loaded::new(), loads: 0 }, &store);

@@ -56,6 +56,7 @@ pub struct Store {
     resident: usize,
     in_use: usize,
     live_keys: usize,
+    evictions: u64,
     /// Where the eviction hand stands: the last key it looked at.
     hand: Option<Bytes>,
 }
@@ -82,6 +83,7 @@ impl Store {
             resident: 0,
             in_use: 0,
             live_keys: 0,
+            evictions: 0,
             hand: None,
         }
     }
@@ -192,7 +194,9 @@ impl Store {
             for (key, history) in self.keys.range_mut::<Bytes, _>((start, Bound::Unbounded)) {
                 visits += 1;
                 last = Some(key);
-                self.resident -= history.evict();
+                let (values, bytes) = history.evict();
+                self.evictions += values;
+                self.resident -= bytes;
                 if self.resident <= self.options.value_budget || visits >= EVICTION_VISITS_MAX {
                     break;
                 }
@@ -293,6 +297,16 @@ impl Store {
         self.resident
     }
 
+    /// How many values were dropped from memory so far.
+    pub fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
+    /// How many revisions the ring holds.
+    pub fn ring_len(&self) -> usize {
+        self.ring.len()
+    }
+
     /// About how many bytes the reachable history takes in storage.
     pub fn in_use_bytes(&self) -> usize {
         self.in_use
@@ -300,11 +314,12 @@ impl Store {
 }
 
 impl History {
-    /// Drops values from memory: all but the newest; the newest too unless it was touched. Returns the bytes freed.
-    fn evict(&mut self) -> usize {
+    /// Drops values from memory: all but the newest; the newest too unless it was touched. Returns how many, and the bytes
+    /// freed.
+    fn evict(&mut self) -> (u64, usize) {
         let spare_newest = self.touched.swap(false, Ordering::Relaxed);
         let newest = self.versions.len() - 1;
-        let mut freed = 0;
+        let (mut values, mut freed) = (0, 0);
         for (index, version) in self.versions.iter_mut().enumerate() {
             if index == newest && spare_newest {
                 continue;
@@ -312,11 +327,12 @@ impl History {
             if let Value::Resident(value) = &version.value
                 && !value.is_empty()
             {
+                values += 1;
                 freed += value.len();
                 version.value = Value::Evicted(u32::try_from(value.len()).expect("a value is far below 4 GiB"));
             }
         }
-        freed
+        (values, freed)
     }
 }
 
