@@ -14,6 +14,7 @@
 //! | [`etcdserver`] | the façade: etcd's gRPC services over the engine |
 //! | [`supervisor`] | runs the PostgreSQL of a node's own |
 //! | [`proto`] | the generated wire types |
+//! | [`net`] | listeners, TLS and its reload, HTTP beside gRPC, graceful shutdown |
 //! | [`config`] | options from flags, environment and file; validation |
 //! | [`telemetry`] | logs, metrics |
 
@@ -22,6 +23,7 @@ pub mod engine;
 pub mod etcdserver;
 pub mod lease;
 pub mod mvcc;
+pub mod net;
 pub mod proto;
 pub mod sequencer;
 pub mod storage;

@@ -105,8 +105,6 @@ pub struct Limits {
 /// HTTP/2 pings.
 #[derive(Clone, Debug)]
 pub struct Keepalive {
-    /// `--grpc-keepalive-min-time`.
-    pub min_time: Duration,
     /// `--grpc-keepalive-interval`; `None`: the server doesn't ping.
     pub interval: Option<Duration>,
     /// `--grpc-keepalive-timeout`; `None`: an unanswered ping closes nothing.

@@ -108,7 +108,6 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Limits, "max-txn-ops", Kind::Count, "128", "Maximum number of operations permitted in a transaction."),
     opt(Group::Limits, "max-request-bytes", Kind::Bytes, "1572864", "Maximum client request size."),
     opt(Group::Limits, "max-concurrent-streams", Kind::Count, "4294967295", "Maximum concurrent streams that each client connection can open at a time."),
-    opt(Group::Limits, "grpc-keepalive-min-time", Kind::Duration, "5s", "Shortest interval at which clients may ping the server."),
     opt(Group::Limits, "grpc-keepalive-interval", Kind::Duration, "2h", "How often the server pings a silent client (0 to disable)."),
     opt(Group::Limits, "grpc-keepalive-timeout", Kind::Duration, "20s", "How long the server waits for the answer before it closes the connection."),
     opt(Group::Limits, "watch-progress-notify-interval", Kind::Duration, "10m", "How often watches that asked for it are told of progress."),

@@ -136,7 +136,6 @@ pub fn validate(raw: &Raw) -> Result<Config, Vec<ConfigError>> {
         value_cache_bytes: c.bytes("value-cache-bytes"),
         limits: limits(&mut c),
         keepalive: Keepalive {
-            min_time: c.duration("grpc-keepalive-min-time"),
             interval: Some(c.duration("grpc-keepalive-interval")).filter(|d| !d.is_zero()),
             timeout: Some(c.duration("grpc-keepalive-timeout")).filter(|d| !d.is_zero()),
         },

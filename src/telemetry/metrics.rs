@@ -57,6 +57,12 @@ impl std::ops::Deref for Metrics {
     }
 }
 
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
 impl Metrics {
     /// Registers every metric on `registry`; with `extensive` (etcd's `--metrics=extensive`) the duration of each gRPC
     /// method too.

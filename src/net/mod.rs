@@ -1,0 +1,22 @@
+//! Sockets: listening, TLS and its reload, HTTP/1.1 and HTTP/2 on one port, and an end that clients can live with.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`listen`] | TCP and Unix sockets for the listen URLs |
+//! | [`tls`] | certificates, read again while serving; who a client is |
+//! | [`serve`] | connections: one task each, graceful shutdown with a hard deadline |
+//! | [`http`] | `/health`, `/livez`, `/readyz`, `/version`, `/metrics` with etcd's bodies |
+//!
+//! Invariants: every wait for a peer has a deadline; nothing a peer sends ends more than its own connection; a bad new
+//! certificate never replaces a good old one. It deliberately knows nothing of etcd's services: it serves a router.
+
+pub mod http;
+pub mod listen;
+mod serve;
+#[cfg(test)]
+mod serve_test;
+pub mod tls;
+mod x509;
+
+pub use listen::{BindError, Listeners};
+pub use serve::{Drained, ServeOptions, serve};

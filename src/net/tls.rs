@@ -1,0 +1,232 @@
+//! Server certificates and client certificates, read again while serving.
+//!
+//! Invariants: a set of files is used as a whole or not at all, so a half-finished rotation leaves the old set in use;
+//! connections that stand are never touched. The order of checks and the meaning of the options are those of etcd's
+//! `transport.TLSInfo`.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::TlsConfig;
+use crate::telemetry::metrics::Metrics;
+
+/// How often the files' stamps are looked at.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What is wrong with a set of files.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file can't be read.
+    #[error("can't read {path}: {cause}; check the path and that this user may read it")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// A file holds nothing usable.
+    #[error("{path} holds no {what} in PEM form; {fix}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+        /// What to do.
+        fix: &'static str,
+    },
+    /// The files don't work together.
+    #[error("{cert} and {key} can't be used: {cause}")]
+    Unusable {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What rustls says.
+        cause: String,
+    },
+}
+
+/// Who a TLS client is; an extension of each of its requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The subject's common name; etcd takes it as the user's name.
+    pub common_name: Option<String>,
+}
+
+impl ClientCertificate {
+    pub(super) fn of(connection: &rustls::ServerConnection) -> Option<Self> {
+        let certificate = connection.peer_certificates()?.first()?;
+        Some(Self { common_name: super::x509::subject_common_name(certificate) })
+    }
+}
+
+/// The certificates in use; clones share them.
+#[derive(Clone)]
+pub struct Tls(Arc<Shared>);
+
+struct Shared {
+    files: TlsConfig,
+    current: ArcSwap<ServerConfig>,
+    metrics: Metrics,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tls").field(&self.0.files).finish()
+    }
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn load(files: TlsConfig, metrics: Metrics) -> Result<Self, TlsError> {
+        let config = read(&files)?;
+        Ok(Self(Arc::new(Shared { files, current: ArcSwap::from(config), metrics })))
+    }
+
+    /// What the next handshake uses.
+    #[must_use]
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.0.current.load_full()
+    }
+
+    /// Reads the files again and uses them if they are good.
+    ///
+    /// # Errors
+    /// What is wrong with the new files; the old certificates stay in use.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        match read(&self.0.files) {
+            Ok(config) => {
+                self.0.current.store(config);
+                self.0.metrics.net.tls_reloads_total.inc();
+                Ok(())
+            }
+            Err(error) => {
+                self.0.metrics.net.tls_reload_failures_total.inc();
+                Err(error)
+            }
+        }
+    }
+
+    /// Reloads on SIGHUP and when a file changes, until `stop`.
+    pub async fn keep_fresh(self, stop: CancellationToken) {
+        let mut hangup = match signal(SignalKind::hangup()) {
+            Ok(hangup) => hangup,
+            Err(error) => return tracing::error!(%error, "can't wait for SIGHUP; certificates will not be reloaded"),
+        };
+        let mut used = self.stamps();
+        let mut told = String::new();
+        loop {
+            let asked = tokio::select! {
+                () = stop.cancelled() => return,
+                _ = hangup.recv() => true,
+                () = tokio::time::sleep(POLL_INTERVAL) => false,
+            };
+            let stamps = self.stamps();
+            if !asked && stamps == used {
+                continue;
+            }
+            match self.reload() {
+                Ok(()) => {
+                    used = stamps;
+                    told.clear();
+                    tracing::info!(cert = %self.0.files.cert_file.display(), "certificates reloaded; new connections use them");
+                }
+                // Tried again at the next look, since a rotation may be half done; told once.
+                Err(error) if told != error.to_string() => {
+                    told = error.to_string();
+                    tracing::error!(%error, "new certificates refused; the old ones stay in use");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// What changes when somebody replaces or rewrites a file: Kubernetes and certbot replace symbolic links, which a
+    /// watch on the file itself would miss.
+    fn stamps(&self) -> Vec<Option<(u64, i64, i64, u64)>> {
+        let files = &self.0.files;
+        let paths =
+            [Some(&files.cert_file), Some(&files.key_file), files.trusted_ca_file.as_ref(), files.client_crl_file.as_ref()];
+        let stamp = |path: &PathBuf| {
+            let meta = fs::metadata(path).ok()?;
+            Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+        };
+        paths.into_iter().flatten().map(stamp).collect()
+    }
+}
+
+fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
+    let unusable = |cause: String| TlsError::Unusable { cert: files.cert_file.clone(), key: files.key_file.clone(), cause };
+    let chain = certificates(&files.cert_file)?;
+    let key = PrivateKeyDer::from_pem_slice(&contents(&files.key_file)?).map_err(|_| TlsError::Content {
+        path: files.key_file.clone(),
+        what: "private key",
+        fix: "write it as PKCS#8, PKCS#1 or SEC1, without a passphrase",
+    })?;
+    let versions: Vec<&'static SupportedProtocolVersion> =
+        [files.allow_tls13.then_some(&rustls::version::TLS13), files.allow_tls12.then_some(&rustls::version::TLS12)]
+            .into_iter()
+            .flatten()
+            .collect();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&versions);
+    let builder = builder.map_err(|error| unusable(error.to_string()))?;
+    let builder = match (&files.trusted_ca_file, files.client_cert_auth) {
+        (Some(path), true) => {
+            let mut roots = RootCertStore::empty();
+            if roots.add_parsable_certificates(certificates(path)?).0 == 0 {
+                return Err(TlsError::Content {
+                    path: path.clone(),
+                    what: "usable CA certificate",
+                    fix: "check --trusted-ca-file",
+                });
+            }
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            if let Some(path) = &files.client_crl_file {
+                verifier = verifier.with_crls(revocations(path)?).allow_unknown_revocation_status();
+            }
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(error.to_string()))?)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| unusable(error.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn contents(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|cause| TlsError::Read { path: path.to_owned(), cause })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&contents(path)?).collect();
+    certificates.ok().filter(|certificates| !certificates.is_empty()).ok_or_else(|| TlsError::Content {
+        path: path.to_owned(),
+        what: "certificate",
+        fix: "it must begin with -----BEGIN CERTIFICATE-----",
+    })
+}
+
+fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&contents(path)?).collect();
+    lists.ok().filter(|lists| !lists.is_empty()).ok_or_else(|| TlsError::Content {
+        path: path.to_owned(),
+        what: "revocation list",
+        fix: "it must begin with -----BEGIN X509 CRL-----",
+    })
+}
