@@ -23,8 +23,9 @@ mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -96,6 +97,34 @@ struct Request {
     reply: Option<oneshot::Sender<Result<Reply, Error>>>,
     loaded: Loaded,
     loads: u8,
+    asked: Asked,
+}
+
+/// What is remembered of a request for the case that it turns out slow.
+struct Asked {
+    kind: &'static str,
+    /// The first key that it names.
+    key: Bytes,
+    at: Instant,
+}
+
+impl Request {
+    fn new(command: Command, queued: Option<QueuedBytes>, reply: Option<oneshot::Sender<Result<Reply, Error>>>) -> Self {
+        let asked = Asked { kind: command.kind(), key: command.first_key(), at: Instant::now() };
+        Self { command, _queued: queued, reply, loaded: Loaded::new(), loads: 0, asked }
+    }
+
+    /// One of the engine's own, which nobody waits for.
+    fn internal(command: Command) -> Self {
+        Self::new(command, None, None)
+    }
+
+    fn refuse(self, error: Error) {
+        if let Some(reply) = self.reply {
+            // A client that went away is no error.
+            let _ = reply.send(Err(error));
+        }
+    }
 }
 
 /// A request's share of the queue's bytes, given back when the request has been decided or dropped.
@@ -337,7 +366,7 @@ impl Shared {
             return Err(Error::TooManyRequests);
         }
         let (reply, answer) = oneshot::channel();
-        let request = Request { command, _queued: Some(queued), reply: Some(reply), loaded: Loaded::new(), loads: 0 };
+        let request = Request::new(command, Some(queued), Some(reply));
         match self.requests.try_send(request) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => return Err(Error::TooManyRequests),

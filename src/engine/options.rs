@@ -31,6 +31,8 @@ pub struct Options {
     pub queue_bytes_max: usize,
     /// After how long a request is answered as timed out (etcd: 5 s and two election timeouts).
     pub request_timeout: Duration,
+    /// A request that takes longer is logged with its cause (etcd's warning-apply-duration).
+    pub slow_request: Duration,
     /// Bytes in use above which writes are refused and the NOSPACE alarm is raised; 0: never.
     pub quota_bytes: u64,
     /// How reads are confirmed.
@@ -56,6 +58,7 @@ impl Default for Options {
             queue_requests_max: 16 * 1024,
             queue_bytes_max: 128 << 20,
             request_timeout: Duration::from_secs(7),
+            slow_request: Duration::from_millis(100),
             quota_bytes: 2 << 30,
             read_right: ReadRight::Confirm,
             advertise_client_urls: Vec::new(),

@@ -45,10 +45,20 @@ impl Engine {
     /// # Errors
     /// `Compacted`, `FutureRevision`, `Storage`, and those of the barrier.
     pub async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        let asked = std::time::Instant::now();
         if !request.serializable {
             self.read_barrier().await?;
         }
-        self.range_published(request, CountMode::Total).await
+        let confirmed = asked.elapsed();
+        let response = self.range_published(request, CountMode::Total).await;
+        let took = asked.elapsed();
+        if took >= self.shared.options.slow_request {
+            let cause = if confirmed * 2 > took { "confirming the right to read" } else { "reading many or evicted values" };
+            let key = request.key.escape_ascii();
+            let count = response.as_ref().map_or(0, |response| response.count);
+            tracing::warn!(request = "range", %key, ?took, ?confirmed, count, cause, "apply request took too long");
+        }
+        response
     }
 
     /// Range at the published revision, without a barrier.

@@ -10,7 +10,7 @@ use futures_util::future::OptionFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Error, Request, Role, Shared, recovery};
+use super::{Asked, Error, Request, Role, Shared, recovery};
 use crate::mvcc::{Loaded, ReadView};
 use crate::sequencer::{Command, Failure, Reply, Sequencer};
 use crate::storage::{Batch, BoxFuture, LogError, Writer};
@@ -33,7 +33,6 @@ const LOADS_MAX: u8 = 16;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-type Answer = (Option<oneshot::Sender<Result<Reply, Error>>>, Result<Reply, Error>);
 type Confirm = oneshot::Sender<Result<(), Error>>;
 
 /// Runs until the engine is stopped or storage turns out to be unusable.
@@ -151,7 +150,10 @@ impl<'a> Serving<'a> {
             self.send_confirm();
             let accepting = !self.sequencer.open().is_full(self.shared.options.batch);
             tokio::select! {
+                // What is rare comes first: a queue that is never empty must not starve it.
                 biased;
+                () = self.shared.stop.cancelled() => return self.finish(requests).await,
+                _ = lease_ticks.tick() => self.tick_leases(),
                 Some(result) = self.results.next(), if !self.in_flight.is_empty() => match result {
                     Ok(()) => self.publish(),
                     Err(error) => return Err(self.fail(error).await),
@@ -160,8 +162,6 @@ impl<'a> Serving<'a> {
                 _ = confirms.recv_many(&mut self.confirms_waiting, REQUESTS_PER_TURN) => {}
                 Some((request, loaded)) = self.loads.next(), if !self.loads.is_empty() => self.retry(request, loaded),
                 _ = requests.recv_many(&mut taken, REQUESTS_PER_TURN), if accepting => self.evaluate_all(&mut taken),
-                _ = lease_ticks.tick() => self.tick_leases(),
-                () = self.shared.stop.cancelled() => return self.finish(requests).await,
             }
         }
     }
@@ -194,7 +194,8 @@ impl<'a> Serving<'a> {
                     Ok(reply) => self.shared.count_accepted(&request.command, reply),
                     Err(_) => self.shared.metrics.server.proposals_failed_total.inc(),
                 }
-                self.file((request.reply, outcome.map_err(Error::from)));
+                let result = outcome.map_err(Error::from);
+                self.file(Answer { reply: request.reply, result, asked: request.asked, staged: Instant::now() });
             }
         }
     }
@@ -206,7 +207,7 @@ impl<'a> Serving<'a> {
         } else if let Some(last) = self.in_flight.back_mut() {
             last.answers.push(answer);
         } else {
-            give(answer);
+            answer.give();
         }
     }
 
@@ -232,7 +233,7 @@ impl<'a> Serving<'a> {
             }
             Err(error) => {
                 tracing::warn!(%error, "a write was refused because values that it needs could not be read back");
-                give((request.reply, Err(Error::NotApplied)));
+                request.refuse(Error::NotApplied);
             }
         }
     }
@@ -262,7 +263,14 @@ impl<'a> Serving<'a> {
         self.sequencer.published(revision);
         self.shared.count_published(&done.batch, done.answers.len(), done.sent.elapsed());
         self.shared.metrics.engine.batches_in_flight.dec();
-        done.answers.into_iter().for_each(give);
+        let slow = self.shared.options.slow_request;
+        for answer in done.answers {
+            if answer.asked.at.elapsed() >= slow {
+                self.shared.metrics.server.slow_apply_total.inc();
+                answer.tell_slow(done.sent, done.batch.rows.len());
+            }
+            answer.give();
+        }
         if done.batch.compacted.is_some() {
             self.shared.compaction.notify_one();
         }
@@ -297,7 +305,7 @@ impl<'a> Serving<'a> {
     async fn finish(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), LogError> {
         requests.close();
         while let Ok(request) = requests.try_recv() {
-            give((request.reply, Err(Error::Stopped)));
+            request.refuse(Error::Stopped);
         }
         if !self.shared.lessor.lock().is_empty() {
             let now = self.shared.clock.now();
@@ -367,7 +375,7 @@ impl<'a> Serving<'a> {
         self.shared.metrics.lease.expired_total.inc_by(expired.len() as u64);
         for id in expired {
             let command = Command::LeaseRevoke { id };
-            self.evaluate(Request { command, _queued: None, reply: None, loaded: Loaded::new(), loads: 0 }, &store);
+            self.evaluate(Request::internal(command), &store);
         }
         drop(store);
         if any && self.clock_stored.elapsed() >= LESSOR_CLOCK_INTERVAL {
@@ -400,17 +408,53 @@ pub(super) fn publish(shared: &Shared, batch: &Batch) -> crate::types::Revision 
     revision
 }
 
-fn give((reply, answer): Answer) {
-    if let Some(reply) = reply {
-        // A client that went away is no error.
-        let _ = reply.send(answer);
+/// A decided request, whose answer waits until everything that it rests on is published.
+struct Answer {
+    reply: Option<oneshot::Sender<Result<Reply, Error>>>,
+    result: Result<Reply, Error>,
+    asked: Asked,
+    staged: Instant,
+}
+
+impl Answer {
+    fn give(self) {
+        if let Some(reply) = self.reply {
+            // A client that went away is no error.
+            let _ = reply.send(self.result);
+        }
+    }
+
+    /// Tells people where the time of a slow request went.
+    fn tell_slow(&self, sent: Instant, rows: usize) {
+        let took = self.asked.at.elapsed();
+        let waited = self.staged.saturating_duration_since(self.asked.at);
+        let gathered = sent.saturating_duration_since(self.staged);
+        let committed = sent.max(self.asked.at).elapsed();
+        let cause = if committed >= waited.max(gathered) {
+            "PostgreSQL took long to commit"
+        } else if waited >= gathered {
+            "the writer was busy with earlier requests, or values had to be read back"
+        } else {
+            "the batches before it took long to commit"
+        };
+        tracing::warn!(
+            request = self.asked.kind,
+            key = %self.asked.key.escape_ascii(),
+            ?took,
+            ?waited,
+            ?gathered,
+            ?committed,
+            batch_rows = rows,
+            cause,
+            "apply request took too long"
+        );
     }
 }
 
 fn refuse(answers: Vec<Answer>, error: Error) {
-    for (reply, answer) in answers {
+    for mut answer in answers {
         // A request that was refused on its own merits may have been refused because of what is now undone.
-        let fate = if answer.is_err() { Error::NotApplied } else { error.clone() };
-        give((reply, Err(fate)));
+        answer.result = Err(if answer.result.is_err() { Error::NotApplied } else { error.clone() });
+        answer.give();
     }
 }

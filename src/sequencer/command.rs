@@ -1,5 +1,7 @@
 //! What can be asked of the one writer, and what it answers.
 
+use bytes::Bytes;
+
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, TxnRequest, TxnResponse, request_op::Request,
 };
@@ -46,6 +48,30 @@ pub enum Command {
 }
 
 impl Command {
+    /// etcd's name of the request.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Put(_) => "put",
+            Self::DeleteRange(_) => "delete_range",
+            Self::Txn(_) => "txn",
+            Self::LeaseGrant { .. } => "lease_grant",
+            Self::LeaseRevoke { .. } => "lease_revoke",
+            Self::LeaseRenewed { .. } => "lease_keepalive",
+            Self::Compact { .. } => "compaction",
+            Self::AlarmActivate(_) | Self::AlarmDeactivate(_) => "alarm",
+        }
+    }
+
+    /// The first key that the request names, for logs; empty if it names none.
+    pub fn first_key(&self) -> Bytes {
+        match self {
+            Self::Put(put) => put.key.clone(),
+            Self::DeleteRange(delete) => delete.key.clone(),
+            Self::Txn(txn) => first_key(txn),
+            _ => Bytes::new(),
+        }
+    }
+
     /// Bytes of keys and values that the command carries, roughly: for bounding queues.
     pub fn bytes(&self) -> usize {
         match self {
@@ -53,6 +79,18 @@ impl Command {
             Self::Txn(txn) => txn_bytes(txn),
             _ => 64,
         }
+    }
+}
+
+fn first_key(txn: &TxnRequest) -> Bytes {
+    if let Some(compare) = txn.compare.first() {
+        return compare.key.clone();
+    }
+    match txn.success.first().or(txn.failure.first()).and_then(|op| op.request.as_ref()) {
+        Some(Request::RequestPut(put)) => put.key.clone(),
+        Some(Request::RequestRange(range)) => range.key.clone(),
+        Some(Request::RequestDeleteRange(delete)) => delete.key.clone(),
+        Some(Request::RequestTxn(_)) | None => Bytes::new(),
     }
 }
 
