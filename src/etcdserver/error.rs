@@ -8,6 +8,8 @@
 
 use tonic::{Code, Status};
 
+use crate::engine;
+
 macro_rules! rpc_errors {
     ($($name:ident = $code:ident: $text:literal;)*) => {
         /// An error that a client of etcd knows; named as in etcd's `rpctypes`, without the `ErrGRPC`.
@@ -129,6 +131,67 @@ impl From<Error> for Status {
 ///
 /// Of all answers to a transaction this is the only one after which clientv3 tries again by itself: it takes the text for its own
 /// "no connection" error (`isSafeRetryMutableRPC`). Never give it when the outcome is unknown.
-pub fn certainly_not_applied() -> Status {
+fn certainly_not_applied() -> Status {
     Status::unavailable("there is no connection available")
+}
+
+/// What the client of a write is told of the engine's failure.
+pub fn of_write(error: engine::Error) -> Status {
+    match error {
+        engine::Error::NotApplied | engine::Error::NoLeader | engine::Error::Stopped => certainly_not_applied(),
+        engine::Error::Storage(cause) => {
+            tracing::warn!(%cause, "a write was refused because storage failed a read that it needed; its client tries again");
+            certainly_not_applied()
+        }
+        error => of_read(error),
+    }
+}
+
+/// What the client of a read is told of the engine's failure. Unavailable makes clients read again.
+pub fn of_read(error: engine::Error) -> Status {
+    let known = match error {
+        engine::Error::Compacted => Error::Compacted,
+        engine::Error::FutureRevision => Error::FutureRev,
+        engine::Error::LeaseNotFound => Error::LeaseNotFound,
+        engine::Error::LeaseExists => Error::LeaseExist,
+        engine::Error::KeyNotFound => Error::KeyNotFound,
+        engine::Error::NoSpace => Error::NoSpace,
+        engine::Error::TooManyRequests => Error::RequestTooManyRequests,
+        engine::Error::Timeout | engine::Error::NotApplied => Error::Timeout,
+        engine::Error::NoLeader => Error::NoLeader,
+        engine::Error::Stopped => Error::Stopped,
+        engine::Error::Storage(cause) => {
+            tracing::warn!(%cause, "a read failed");
+            return Status::unavailable(format!("duet: the database failed a read, try again: {cause}"));
+        }
+    };
+    known.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_certainly_not_applied_gets_the_text_after_which_clients_send_a_write_again() {
+        let retried = |error| of_write(error).message() == "there is no connection available";
+        assert!(retried(engine::Error::NotApplied));
+        assert!(retried(engine::Error::NoLeader));
+        assert!(!retried(engine::Error::Timeout), "its outcome is unknown");
+        assert!(!retried(engine::Error::NoSpace), "sending it again doesn't help");
+        assert_eq!(of_write(engine::Error::Timeout).message(), "etcdserver: request timed out");
+        assert_eq!(of_write(engine::Error::Timeout).code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn a_failed_read_is_unavailable_so_that_clients_read_again() {
+        assert_eq!(of_read(engine::Error::Storage("x".into())).code(), Code::Unavailable);
+        assert_eq!(of_read(engine::Error::NotApplied).code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn no_two_errors_share_a_text_because_the_text_decides_the_code() {
+        let texts: std::collections::BTreeSet<_> = Error::ALL.iter().map(|error| error.text()).collect();
+        assert_eq!(texts.len(), Error::ALL.len());
+    }
 }

@@ -1,0 +1,81 @@
+//! The Watch service: a client's stream of requests onto the watch hub's stream, and the hub's responses back.
+
+use std::pin::Pin;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, Stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{EtcdServer, requires_leader};
+use crate::proto::etcdserverpb::watch_request::RequestUnion;
+use crate::proto::etcdserverpb::watch_server::Watch;
+use crate::proto::etcdserverpb::{WatchRequest, WatchResponse};
+use crate::watch::{WatchRequests, WatchResponses};
+
+#[tonic::async_trait]
+impl Watch for EtcdServer {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        let requires_leader = requires_leader(request.metadata());
+        let (requests, responses) = self.inner.engine.watch().open(self.header(0));
+        let receiving = Some(Box::pin(receive(request.into_inner(), requests)) as BoxFuture<'static, _>);
+        let server = self.clone();
+        // Both directions live in the one future that sends: a client that stops reading stops being heard, and when it goes away
+        // everything of it goes with the stream.
+        let state = Session { server, requires_leader, receiving, responses };
+        Ok(Response::new(Box::pin(stream::try_unfold(state, |mut session| async move {
+            Ok(session.next().await?.map(|response| (response, session)))
+        }))))
+    }
+}
+
+/// One Watch RPC.
+struct Session {
+    server: EtcdServer,
+    requires_leader: bool,
+    /// Takes the client's requests in; `None` when the client has closed its side, which leaves its watchers running.
+    receiving: Option<BoxFuture<'static, Result<(), Status>>>,
+    responses: WatchResponses,
+}
+
+impl Session {
+    async fn next(&mut self) -> Result<Option<WatchResponse>, Status> {
+        let end = self.server.stream_end(self.requires_leader);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                Some(received) = received(&mut self.receiving) => {
+                    received?;
+                    self.receiving = None;
+                }
+                response = self.responses.next() => {
+                    return response.transpose().map_err(|ended| Status::unavailable(ended.to_string()));
+                }
+                status = &mut end => return Err(status),
+            }
+        }
+    }
+}
+
+/// The end of the requests; `None` when they have ended before.
+async fn received(receiving: &mut Option<BoxFuture<'static, Result<(), Status>>>) -> Option<Result<(), Status>> {
+    match receiving {
+        Some(receiving) => Some(receiving.await),
+        None => None,
+    }
+}
+
+/// Hands the client's requests to the hub, in order, until the client closes its side.
+async fn receive(mut stream: Streaming<WatchRequest>, requests: WatchRequests) -> Result<(), Status> {
+    while let Some(request) = stream.message().await? {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(request)) => requests.create(request).await,
+            Some(RequestUnion::CancelRequest(request)) => requests.cancel(request.watch_id).await,
+            Some(RequestUnion::ProgressRequest(_)) => requests.request_progress(),
+            // etcd goes on after a request that it doesn't know.
+            None => {}
+        }
+    }
+    Ok(())
+}
