@@ -1,0 +1,79 @@
+use duet::proto::etcdserverpb as pb;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request};
+
+use crate::support::{Server, assert_refused, b, key};
+
+#[tokio::test]
+async fn a_message_over_2_mib_is_refused_in_grpcs_own_words() {
+    let server = Server::start().await;
+    let put = pb::PutRequest { key: b("a"), value: b(&"x".repeat(2 << 20)), ..Default::default() };
+    let text = "grpc: received message larger than max (2097160 vs. 2097152)";
+    assert_refused(server.kv().put(put).await, Code::ResourceExhausted, text);
+    assert!(server.range(key("a")).await.is_ok(), "the connection goes on");
+}
+
+#[tokio::test]
+async fn a_message_over_2_mib_ends_a_watch_stream_in_the_same_way() {
+    let server = Server::start().await;
+    let create = pb::WatchCreateRequest { key: b(&"x".repeat(2 << 20)), ..Default::default() };
+    let union = pb::watch_request::RequestUnion::CreateRequest(create);
+    let requests = tokio_stream::iter([pb::WatchRequest { request_union: Some(union) }]);
+    let answer = match server.watch().watch(requests).await {
+        Ok(responses) => responses.into_inner().message().await.map(drop),
+        Err(status) => Err(status),
+    };
+    assert_eq!(answer.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_client_that_requires_a_leader_is_served_when_there_is_one() {
+    let server = Server::start().await;
+    let mut request = Request::new(key("a"));
+    request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+    assert!(server.kv().range(request).await.is_ok());
+}
+
+#[tokio::test]
+async fn requests_are_counted_under_etcds_names() {
+    let server = Server::start().await;
+    server.put("a", "1").await;
+    let text = server.metrics.render();
+    let counted =
+        r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#;
+    assert!(text.contains(counted), "{text}");
+    assert!(text.contains(r#"etcd_server_request_duration_seconds_count{success="true",type="Put"} 1"#), "{text}");
+}
+
+#[tokio::test]
+async fn health_is_serving_until_the_server_stops() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let server = Server::start().await;
+    let mut health = HealthClient::new(server.channel());
+    let mut updates = health.watch(tonic_health::pb::HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(updates.message().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
+    server.stop.cancel();
+    assert_eq!(updates.message().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let server = Server::start().await;
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut client = ServerReflectionClient::new(server.channel());
+    let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+    let Some(MessageResponse::ListServicesResponse(list)) = answers.message().await.unwrap().unwrap().message_response else {
+        panic!("a list of services")
+    };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    for service in ["etcdserverpb.KV", "etcdserverpb.Watch", "etcdserverpb.Lease", "grpc.health.v1.Health"] {
+        assert!(names.iter().any(|name| name == service), "{service} in {names:?}");
+    }
+}
