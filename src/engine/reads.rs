@@ -67,6 +67,7 @@ impl Engine {
     /// `Compacted`, `FutureRevision`, `Storage`.
     pub async fn range_published(&self, request: &RangeRequest, count_mode: CountMode) -> Result<RangeResponse, Error> {
         let shared = &self.shared;
+        shared.refuse_unrecovered()?;
         shared.metrics.mvcc.range_total.inc();
         let first = range(&*shared.store.read(), request, count_mode, &Loaded::new());
         if let Ok(response) = &first {
@@ -95,6 +96,7 @@ impl Engine {
         if !is_serializable(&request) {
             self.read_barrier().await?;
         }
+        self.shared.refuse_unrecovered()?;
         let evaluate = |store: &crate::mvcc::Store, loaded: &Loaded| Evaluator::new(store, &NoLeases, loaded).txn(&request);
         let first = evaluate(&self.shared.store.read(), &Loaded::new());
         match first {
@@ -128,6 +130,11 @@ impl Engine {
 }
 
 impl Shared {
+    /// Before the first recovery there is nothing that could be shown, not even as old.
+    fn refuse_unrecovered(&self) -> Result<(), Error> {
+        if self.cluster_id.load(Ordering::Relaxed) == 0 { Err(Error::NoLeader) } else { Ok(()) }
+    }
+
     pub(super) async fn read_barrier(&self) -> Result<(), Error> {
         let deadline = Instant::now() + self.options.request_timeout;
         loop {

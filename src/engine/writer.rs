@@ -30,6 +30,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many times a write may ask for values before it is refused.
 const LOADS_MAX: u8 = 16;
+/// What watch streams are ended with when this process stops being the writer; clients open them anew elsewhere.
+const NO_LEADER: &str = "etcdserver: no leader";
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -44,6 +46,7 @@ pub(super) async fn drive(shared: Arc<Shared>, mut requests: mpsc::Receiver<Requ
             Err(LogError::Unusable(why)) => {
                 tracing::error!("{why}");
                 shared.set_role(Role::Failed(why));
+                shared.hub.end_streams(NO_LEADER);
                 shared.stop.cancelled().await;
                 break;
             }
@@ -52,6 +55,7 @@ pub(super) async fn drive(shared: Arc<Shared>, mut requests: mpsc::Receiver<Requ
                 tracing::warn!(%error, "the writer's session ended; a new one will be opened");
                 if lost_leadership {
                     shared.set_role(Role::Standby);
+                    shared.hub.end_streams(NO_LEADER);
                     backoff = BACKOFF_MIN;
                 }
             }
@@ -105,6 +109,8 @@ struct Serving<'a> {
     shared: &'a Arc<Shared>,
     writer: &'a mut dyn Writer,
     sequencer: Sequencer,
+    /// Taken from the queue and not evaluated yet: the open batch was full.
+    taken: VecDeque<Request>,
     results: FuturesOrdered<BoxFuture<'static, Result<(), LogError>>>,
     in_flight: VecDeque<InFlight>,
     /// Answers that belong to the open batch.
@@ -126,6 +132,7 @@ impl<'a> Serving<'a> {
             shared,
             writer,
             sequencer,
+            taken: VecDeque::with_capacity(REQUESTS_PER_TURN),
             results: FuturesOrdered::new(),
             in_flight: VecDeque::new(),
             answers: Vec::new(),
@@ -143,12 +150,15 @@ impl<'a> Serving<'a> {
         confirms: &mut mpsc::Receiver<Confirm>,
     ) -> Result<(), LogError> {
         let mut lease_ticks = tokio::time::interval(LEASE_TICK);
+        let mut received = Vec::with_capacity(REQUESTS_PER_TURN);
         lease_ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut taken = Vec::with_capacity(REQUESTS_PER_TURN);
         loop {
+            self.evaluate_taken();
             self.send_open_batch();
+            if !self.taken.is_empty() && self.accepts() {
+                continue;
+            }
             self.send_confirm();
-            let accepting = !self.sequencer.open().is_full(self.shared.options.batch);
             tokio::select! {
                 // What is rare comes first: a queue that is never empty must not starve it.
                 biased;
@@ -161,17 +171,27 @@ impl<'a> Serving<'a> {
                 Some(result) = &mut self.confirming => self.confirmed(result)?,
                 _ = confirms.recv_many(&mut self.confirms_waiting, REQUESTS_PER_TURN) => {}
                 Some((request, loaded)) = self.loads.next(), if !self.loads.is_empty() => self.retry(request, loaded),
-                _ = requests.recv_many(&mut taken, REQUESTS_PER_TURN), if accepting => self.evaluate_all(&mut taken),
+                _ = requests.recv_many(&mut received, REQUESTS_PER_TURN), if self.taken.is_empty() => self.taken.extend(received.drain(..)),
             }
         }
     }
 
     // --- taking requests in ---------------------------------------------------------------------------------------------------
 
-    fn evaluate_all(&mut self, taken: &mut Vec<Request>) {
+    fn accepts(&mut self) -> bool {
+        !self.sequencer.open().is_full(self.shared.options.batch)
+    }
+
+    /// Evaluates what was taken from the queue until the open batch is full.
+    fn evaluate_taken(&mut self) {
+        if self.taken.is_empty() {
+            return;
+        }
         let shared = Arc::clone(self.shared);
         let store = shared.store.read();
-        for request in taken.drain(..) {
+        while self.accepts()
+            && let Some(request) = self.taken.pop_front()
+        {
             self.evaluate(request, &store);
         }
     }
@@ -297,6 +317,7 @@ impl<'a> Serving<'a> {
             refuse(batch.answers, fate);
         }
         refuse(std::mem::take(&mut self.answers), Error::NotApplied);
+        self.taken.drain(..).for_each(|request| request.refuse(Error::NotApplied));
         self.refuse_confirms();
         error
     }
@@ -304,7 +325,8 @@ impl<'a> Serving<'a> {
     /// The engine stops: what was queued is refused, what is under way is finished, the lessor's clock is stored.
     async fn finish(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), LogError> {
         requests.close();
-        while let Ok(request) = requests.try_recv() {
+        self.taken.extend(std::iter::from_fn(|| requests.try_recv().ok()));
+        for request in self.taken.drain(..) {
             request.refuse(Error::Stopped);
         }
         if !self.shared.lessor.lock().is_empty() {
