@@ -4,6 +4,7 @@
 //! the differential suite.
 
 mod cluster;
+mod facts;
 mod gate;
 mod independent_client;
 mod kv;
