@@ -1,0 +1,3 @@
+module duet.local/conformance/harness
+
+go 1.26

@@ -1,0 +1,418 @@
+// Package testserver starts the server that a conformance suite runs against: a process of its own, on an empty store,
+// for each test that asks for one.
+//
+// Which server is the caller's choice, by environment: DUET_BIN names the duet binary, started as the drop-in for a
+// single etcd that it is (`duet etcd`, with etcd's flags); without it, ETCD_BIN names a real etcd. The suites
+// are the same for both, and are only worth something while they pass on both.
+//
+// DUET_TEST_PG, a `postgres://` URL of a superuser, makes Duet's stores fresh databases of that one PostgreSQL, served by
+// `duet serve --database`, instead of a PostgreSQL of their own each: several times faster to start.
+//
+// Every process is in a temporary directory, on free ports of 127.0.0.1, and is gone when the test ends. The package
+// needs nothing but the standard library, so that modules that are pinned to different Kubernetes versions can share it.
+package testserver
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// readyLine is what etcd prints, and programs that start an etcd wait for, once clients can be served.
+const readyLine = "ready to serve client requests"
+
+const (
+	startTimeout = 60 * time.Second
+	stopTimeout  = 30 * time.Second
+	// logTail is how much of the server's log a failed test shows.
+	logTail = 3 << 10
+)
+
+// Kind says whose server is under test.
+type Kind int
+
+const (
+	Etcd Kind = iota
+	Duet
+)
+
+func (k Kind) String() string {
+	if k == Duet {
+		return "duet"
+	}
+	return "etcd"
+}
+
+// Options are what a test may want of its server. The zero value is a plain one on an empty store.
+type Options struct {
+	// Dir is the data directory, a temporary one when empty.
+	Dir string
+	// ClientURL is where to listen, `http://127.0.0.1:<a free port>` when empty.
+	ClientURL string
+	// ProgressNotifyInterval is the interval of periodic watch progress, the server's default when zero.
+	ProgressNotifyInterval           time.Duration
+	CertFile, KeyFile, TrustedCAFile string
+	// Args are appended to the command line; they must be flags that etcd has.
+	Args []string
+	// Binary and Kind override the environment's choice. For suites that compare two servers.
+	Binary string
+	Kind   Kind
+}
+
+// Server is one running process and its data directory.
+type Server struct {
+	Kind Kind
+	// ClientURL is the one endpoint, with its scheme.
+	ClientURL string
+	// Dir is the data directory.
+	Dir string
+
+	options Options
+	binary  string
+	store   *sharedStore
+	log     *logFile
+	process *process
+	ownDir  string
+}
+
+// UnderTest returns the binary that the environment names and whose it is.
+func UnderTest() (binary string, kind Kind, err error) {
+	if binary = os.Getenv("DUET_BIN"); binary != "" {
+		return binary, Duet, nil
+	}
+	if binary = os.Getenv("ETCD_BIN"); binary != "" {
+		return binary, Etcd, nil
+	}
+	return "", 0, errors.New("nothing to test: set DUET_BIN to a duet binary, or ETCD_BIN to an etcd " +
+		"(tests/tools/build.sh etcd builds one and prints its path)")
+}
+
+// Start starts a server for the test, and stops it and removes its store when the test ends. A failed test shows the
+// end of the server's log.
+func Start(t testing.TB, options Options) *Server {
+	t.Helper()
+	server, err := Launch(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Errorf("stopping the server: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("the end of the server's log:\n%s", server.log.tail())
+		}
+	})
+	return server
+}
+
+// Launch is Start for callers that have no test to tie the server to: they call Close.
+func Launch(options Options) (*Server, error) {
+	binary, kind := options.Binary, options.Kind
+	if binary == "" {
+		var err error
+		if binary, kind, err = UnderTest(); err != nil {
+			return nil, err
+		}
+	}
+	ownDir, err := os.MkdirTemp("", "duet-conformance-")
+	if err != nil {
+		return nil, err
+	}
+	// Duet's PostgreSQL may run as another user than the one who made the directory.
+	if err := os.Chmod(ownDir, 0o755); err != nil {
+		return nil, err
+	}
+	s := &Server{Kind: kind, Dir: options.Dir, options: options, binary: binary, ownDir: ownDir}
+	if s.Dir == "" {
+		s.Dir = filepath.Join(ownDir, "data")
+	}
+	if s.log, err = newLogFile(filepath.Join(ownDir, "server.log")); err != nil {
+		return nil, err
+	}
+	if kind == Duet && os.Getenv("DUET_TEST_PG") != "" {
+		if s.store, err = newSharedStore(os.Getenv("DUET_TEST_PG")); err != nil {
+			return nil, err
+		}
+	}
+	// A free port may be taken between the look and the use, so try another one.
+	for attempt := 0; ; attempt++ {
+		if s.ClientURL = options.ClientURL; s.ClientURL == "" {
+			scheme := "http"
+			if options.CertFile != "" {
+				scheme = "https"
+			}
+			s.ClientURL = fmt.Sprintf("%s://127.0.0.1:%d", scheme, FreePort())
+		}
+		err = s.Restart()
+		if err == nil {
+			return s, nil
+		}
+		if options.ClientURL != "" || attempt == 2 || !strings.Contains(s.log.tail(), "address already in use") {
+			tail := s.log.tail()
+			return nil, fmt.Errorf("%w; the end of its log:\n%s", errors.Join(err, s.Close()), tail)
+		}
+	}
+}
+
+// Restart starts the server's process on the store and the ports that it had. The process must be gone.
+func (s *Server) Restart() error {
+	process, err := startProcess(exec.Command(s.binary, s.arguments()...), s.log)
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", s.binary, err)
+	}
+	s.process = process
+	select {
+	case <-process.ready:
+		return nil
+	case <-process.gone:
+		return fmt.Errorf("%s %s ended before it was ready: %v", s.binary, strings.Join(s.arguments(), " "), process.err)
+	case <-time.After(startTimeout):
+		process.signal(syscall.SIGKILL)
+		<-process.gone
+		return fmt.Errorf("%s %s was not ready after %v", s.binary, strings.Join(s.arguments(), " "), startTimeout)
+	}
+}
+
+func (s *Server) arguments() []string {
+	var arguments []string
+	switch {
+	case s.store != nil:
+		arguments = []string{"serve", "--database", s.store.url}
+	case s.Kind == Duet:
+		arguments = []string{"etcd"}
+	}
+	if s.store == nil {
+		peer := fmt.Sprintf("http://127.0.0.1:%d", FreePort())
+		arguments = append(arguments, "--name", "default", "--data-dir", s.Dir, "--listen-peer-urls", peer,
+			"--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
+	}
+	arguments = append(arguments, "--listen-client-urls", s.ClientURL, "--advertise-client-urls", s.ClientURL)
+	if s.Kind == Etcd {
+		arguments = append(arguments, "--unsafe-no-fsync")
+	}
+	if s.options.ProgressNotifyInterval > 0 {
+		arguments = append(arguments, "--watch-progress-notify-interval", s.options.ProgressNotifyInterval.String())
+	}
+	if s.options.CertFile != "" {
+		arguments = append(arguments, "--cert-file", s.options.CertFile, "--key-file", s.options.KeyFile)
+	}
+	if s.options.TrustedCAFile != "" {
+		arguments = append(arguments, "--client-cert-auth", "--trusted-ca-file", s.options.TrustedCAFile)
+	}
+	return append(arguments, s.options.Args...)
+}
+
+// Host returns the endpoint without its scheme.
+func (s *Server) Host() string {
+	parsed, err := url.Parse(s.ClientURL)
+	if err != nil {
+		return s.ClientURL
+	}
+	return parsed.Host
+}
+
+// Log returns the end of what the server has printed.
+func (s *Server) Log() string { return s.log.tail() }
+
+// Gone is closed when the running process has ended, whoever ended it.
+func (s *Server) Gone() <-chan struct{} { return s.process.gone }
+
+// Kill ends the process with SIGKILL and waits until it is gone. Its PostgreSQL, if it has one, stays.
+func (s *Server) Kill() {
+	s.process.signal(syscall.SIGKILL)
+	<-s.process.gone
+}
+
+// Stop asks the process to end, as an init system would, and waits until it has.
+func (s *Server) Stop() error {
+	s.process.signal(syscall.SIGTERM)
+	select {
+	case <-s.process.gone:
+		return nil
+	case <-time.After(stopTimeout):
+		s.Kill()
+		return fmt.Errorf("%s was still there %v after SIGTERM", s.binary, stopTimeout)
+	}
+}
+
+// Close stops the server and removes what it leaves, a PostgreSQL that outlived it among that.
+func (s *Server) Close() error {
+	var err error
+	if s.process != nil {
+		err = s.Stop()
+	}
+	if pid, postgresErr := s.PostgresPID(); postgresErr == nil {
+		_ = syscall.Kill(pid, syscall.SIGQUIT)
+		if !waitUntilGone(pid, stopTimeout) {
+			err = errors.Join(err, fmt.Errorf("the PostgreSQL with pid %d did not end", pid))
+		}
+	}
+	if s.store != nil {
+		err = errors.Join(err, s.store.drop())
+	}
+	return errors.Join(err, s.log.close(), os.RemoveAll(s.ownDir))
+}
+
+// PostgresPID returns the pid of the running PostgreSQL whose data directory is below the server's.
+func (s *Server) PostgresPID() (int, error) {
+	var found []int
+	_ = filepath.WalkDir(s.Dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if entry.Name() == "postmaster.pid" {
+			if pid := livePostmaster(path); pid != 0 {
+				found = append(found, pid)
+			}
+		}
+		return nil
+	})
+	if len(found) != 1 {
+		return 0, fmt.Errorf("%d running PostgreSQL below %s, expected one", len(found), s.Dir)
+	}
+	return found[0], nil
+}
+
+// livePostmaster reads a postmaster.pid and returns the pid if a process has it and works in that directory.
+func livePostmaster(path string) int {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	var pid int
+	if _, err := fmt.Sscanf(string(text), "%d", &pid); err != nil || pid <= 1 {
+		return 0
+	}
+	// A postmaster's working directory is its data directory; another process that got the pid since has another one.
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err != nil || cwd != filepath.Dir(path) {
+		return 0
+	}
+	return pid
+}
+
+func waitUntilGone(pid int, timeout time.Duration) bool {
+	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if syscall.Kill(pid, 0) != nil {
+			return true
+		}
+		// An orphan that nobody reaps has ended all the same.
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
+			if _, state, ok := strings.Cut(string(stat), ") "); ok && strings.HasPrefix(state, "Z") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// FreePort returns a TCP port of 127.0.0.1 that nobody listens on.
+func FreePort() int {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(fmt.Sprintf("no free TCP port on 127.0.0.1: %v", err))
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+// process is a started command whose output is looked through for the ready line.
+type process struct {
+	cmd   *exec.Cmd
+	ready chan struct{}
+	gone  chan struct{}
+	err   error // why it ended; to be read after gone
+}
+
+func startProcess(cmd *exec.Cmd, log *logFile) (*process, error) {
+	reader, writer := io.Pipe()
+	cmd.Stdout, cmd.Stderr = writer, writer
+	// Both read settings from the environment; what chooses the server is not meant for it.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "ETCD_") || strings.HasPrefix(variable, "DUET_")
+	})
+	// A test binary that is killed must not leave servers behind. SIGTERM, so that Duet stops its PostgreSQL too.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	// What a server's own grandchildren hold open must not keep Wait waiting.
+	cmd.WaitDelay = time.Second
+	p := &process{cmd: cmd, ready: make(chan struct{}), gone: make(chan struct{})}
+
+	go func() {
+		lines := bufio.NewReader(reader)
+		var seen bool
+		for {
+			line, err := lines.ReadString('\n')
+			log.write(line)
+			if !seen && strings.Contains(line, readyLine) {
+				seen = true
+				close(p.ready)
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	started := make(chan error)
+	go func() {
+		// The death signal is sent when the thread that started the process ends, so this one must last as long.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			writer.Close()
+			close(p.gone)
+		}
+	}()
+	if err := <-started; err != nil {
+		writer.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *process) signal(signal syscall.Signal) {
+	_ = p.cmd.Process.Signal(signal)
+}
+
+// logFile keeps all of a server's output in a file and can show the end of it.
+type logFile struct {
+	mu   sync.Mutex
+	file *os.File
+	last []byte
+}
+
+func newLogFile(path string) (*logFile, error) {
+	file, err := os.Create(path)
+	return &logFile{file: file}, err
+}
+
+func (l *logFile) write(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, _ = l.file.WriteString(line)
+	if l.last = append(l.last, line...); len(l.last) > 2*logTail {
+		l.last = append([]byte(nil), l.last[len(l.last)-logTail:]...)
+	}
+}
+
+func (l *logFile) tail() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.last)
+}
+
+func (l *logFile) close() error { return l.file.Close() }
