@@ -1,6 +1,8 @@
 //! Duet's own PostgreSQL, with the real one that this machine has: first start, restart, everything that can be in the
 //! way, and what crashes leave behind.
 
+mod common;
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -9,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use common::{STOP, options, scratch};
 use duet::supervisor::postgres::{Postgres, PostgresOptions, RestartBudget, StartError, Status, Stopped};
 use nix::{
     sys::signal::{Signal, kill},
@@ -16,19 +19,6 @@ use nix::{
 };
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
-
-const STOP: Duration = Duration::from_secs(30);
-
-/// A directory that PostgreSQL's user can reach, too.
-fn scratch() -> TempDir {
-    let dir = tempfile::Builder::new().prefix("duet-test-").tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    dir
-}
-
-fn options(dir: &TempDir) -> PostgresOptions {
-    PostgresOptions { shared_buffers_bytes: Some(32 << 20), ..PostgresOptions::new(dir.path().join("data")) }
-}
 
 async fn connect(postgres: &Postgres) -> Client {
     let (client, connection) = postgres.connect_config().connect(NoTls).await.unwrap();

@@ -1,0 +1,332 @@
+//! Connection strings (libpq's, several hosts included) and TLS, without OpenSSL.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+const READERS_MAX: usize = 8;
+
+/// How to reach the database.
+#[derive(Clone)]
+pub struct PgOptions {
+    /// Hosts, user, database; its `Debug` hides the password.
+    pub(super) config: tokio_postgres::Config,
+    pub(super) tls: MakeRustlsConnect,
+    /// Sessions for reads, at most.
+    pub(super) readers_max: usize,
+}
+
+/// What is wrong with a connection string. Never shows the password.
+#[derive(Debug, thiserror::Error)]
+pub enum DsnError {
+    /// Not a connection string.
+    #[error(
+        "the database's connection string can't be read ({0}); it looks like postgres://user@host1,host2:5432/database?sslmode=verify-full"
+    )]
+    Syntax(String),
+    /// An option with a value that it doesn't have.
+    #[error("the database's connection string has {option}={value}: {expected}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// What it was given.
+        value: String,
+        /// What it could be.
+        expected: &'static str,
+    },
+    /// A certificate or key file.
+    #[error("{option} {path}: {why}")]
+    File {
+        /// The option.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// libpq's sslmode, without `allow`, which is as unsafe as it is useless.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl PgOptions {
+    /// Over a connection that needs no TLS: a PostgreSQL of one's own, through its socket.
+    pub fn local(config: tokio_postgres::Config) -> Result<Self, DsnError> {
+        Self::build(config, Mode::Disable, &Files::default())
+    }
+
+    /// Reads a connection string: what tokio-postgres reads, and libpq's `sslmode` (all of them but `allow`), `sslrootcert` (a
+    /// file, or `system`), `sslcert` and `sslkey`. `password` wins over one in the string.
+    ///
+    /// Without `sslmode`: `verify-full` when there is an `sslrootcert`, else libpq's default, `prefer`.
+    pub fn from_dsn(dsn: &str, password: Option<&str>) -> Result<Self, DsnError> {
+        let (rest, taken) = take_tls_options(dsn)?;
+        // The parser's error may quote the string, so that it can't be shown whole.
+        let mut config: tokio_postgres::Config = rest
+            .parse()
+            .map_err(|e| DsnError::Syntax(std::error::Error::source(&e).map_or("syntax".to_owned(), |s| s.to_string())))?;
+        if let Some(password) = password {
+            config.password(password);
+        }
+        let mode = match taken.mode.as_deref() {
+            None if taken.files.root.is_some() => Mode::VerifyFull,
+            None => Mode::Prefer,
+            Some("disable") => Mode::Disable,
+            Some("prefer") => Mode::Prefer,
+            Some("require") => Mode::Require,
+            Some("verify-ca") => Mode::VerifyCa,
+            Some("verify-full") => Mode::VerifyFull,
+            Some(other) => {
+                let expected = "use disable, prefer, require, verify-ca or verify-full";
+                return Err(DsnError::Value { option: "sslmode", value: other.to_owned(), expected });
+            }
+        };
+        Self::build(config, mode, &taken.files)
+    }
+
+    fn build(mut config: tokio_postgres::Config, mode: Mode, files: &Files) -> Result<Self, DsnError> {
+        config.ssl_mode(match mode {
+            Mode::Disable => SslMode::Disable,
+            Mode::Prefer => SslMode::Prefer,
+            _ => SslMode::Require,
+        });
+        // Only the primary is of use; several hosts are tried until it is found.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(Duration::from_secs(3));
+        }
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(Duration::from_secs(10));
+        }
+        config.keepalives(true);
+        config.keepalives_idle(Duration::from_secs(5));
+        config.keepalives_interval(Duration::from_secs(2));
+        config.keepalives_retries(3);
+        if config.get_application_name().is_none() {
+            config.application_name("duet");
+        }
+        Ok(Self { config, tls: MakeRustlsConnect::new(client_config(mode, files)?), readers_max: READERS_MAX })
+    }
+}
+
+#[derive(Default, Debug)]
+struct Files {
+    root: Option<String>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+#[derive(Default, Debug)]
+struct Taken {
+    mode: Option<String>,
+    files: Files,
+}
+
+/// Takes out of a connection string, in either of its forms, what tokio-postgres doesn't know.
+fn take_tls_options(dsn: &str) -> Result<(String, Taken), DsnError> {
+    let mut taken = Taken::default();
+    let mut take = |name: &str, value: String| {
+        match name {
+            "sslmode" => taken.mode = Some(value),
+            "sslrootcert" => taken.files.root = Some(value),
+            "sslcert" => taken.files.certificate = Some(value.into()),
+            "sslkey" => taken.files.key = Some(value.into()),
+            _ => return false,
+        }
+        true
+    };
+    let rest = if dsn.starts_with("postgres://") || dsn.starts_with("postgresql://") {
+        let (base, query) = dsn.split_once('?').unwrap_or((dsn, ""));
+        let mut kept = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = percent_decode(value).ok_or_else(|| DsnError::Syntax(format!("the value of {name} is not UTF-8")))?;
+            if !take(name, value) {
+                kept.push(pair);
+            }
+        }
+        if kept.is_empty() { base.to_owned() } else { format!("{base}?{}", kept.join("&")) }
+    } else {
+        // key=value form; these values hold no spaces or quotes unless a path does, which then needs the URL form.
+        let kept: Vec<&str> = dsn
+            .split_whitespace()
+            .filter(|pair| !pair.split_once('=').is_some_and(|(name, value)| take(name, value.trim_matches('\'').to_owned())))
+            .collect();
+        if taken.mode.is_none() && kept.len() == dsn.split_whitespace().count() { dsn.to_owned() } else { kept.join(" ") }
+    };
+    Ok((rest, taken))
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        if *first == b'%' && tail.len() >= 2 {
+            let hex = std::str::from_utf8(&tail[..2]).ok()?;
+            bytes.push(u8::from_str_radix(hex, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn client_config(mode: Mode, files: &Files) -> Result<ClientConfig, DsnError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let internal = |e: rustls::Error| DsnError::Syntax(e.to_string());
+    let builder =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(internal)?;
+    let verifier = Verifier { mode, inner: web_pki(mode, files, &provider)?, provider };
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    match (&files.certificate, &files.key) {
+        (Some(certificate), Some(key)) => {
+            let bad = |option, path: &Path, why: String| DsnError::File { option, path: path.to_path_buf(), why };
+            let chain = read_certificates("sslcert", certificate)?;
+            let key_der = PrivateKeyDer::from_pem_file(key).map_err(|e| bad("sslkey", key, e.to_string()))?;
+            builder.with_client_auth_cert(chain, key_der).map_err(|e| bad("sslcert", certificate, e.to_string()))
+        }
+        (None, None) => Ok(builder.with_no_client_auth()),
+        (Some(_), None) => {
+            Err(DsnError::Value { option: "sslcert", value: "…".to_owned(), expected: "sslkey is needed beside it" })
+        }
+        (None, Some(_)) => {
+            Err(DsnError::Value { option: "sslkey", value: "…".to_owned(), expected: "sslcert is needed beside it" })
+        }
+    }
+}
+
+fn read_certificates(option: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, DsnError> {
+    let bad = |why: String| DsnError::File { option, path: path.to_path_buf(), why };
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| bad(e.to_string()))?.collect();
+    let found = found.map_err(|e| bad(e.to_string()))?;
+    if found.is_empty() { Err(bad("holds no certificate".to_owned())) } else { Ok(found) }
+}
+
+/// The roots to verify with, when there is something to verify.
+fn web_pki(mode: Mode, files: &Files, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<WebPkiServerVerifier>>, DsnError> {
+    if !matches!(mode, Mode::VerifyCa | Mode::VerifyFull) {
+        return Ok(None);
+    }
+    let mut roots = RootCertStore::empty();
+    match files.root.as_deref() {
+        None | Some("system") => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        Some(file) => {
+            roots.add_parsable_certificates(read_certificates("sslrootcert", Path::new(file))?);
+        }
+    }
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+    verifier.map(Some).map_err(|e| DsnError::File {
+        option: "sslrootcert",
+        path: files.root.clone().unwrap_or_else(|| "system".to_owned()).into(),
+        why: e.to_string(),
+    })
+}
+
+/// libpq's meanings: `prefer` and `require` encrypt and verify nothing, `verify-ca` verifies who issued the certificate,
+/// `verify-full` also whom it was issued to.
+#[derive(Debug)]
+struct Verifier {
+    mode: Mode,
+    inner: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(inner) = &self.inner else { return Ok(ServerCertVerified::assertion()) };
+        match inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.mode == Mode::VerifyCa => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_options_are_taken_out_of_both_forms_and_the_rest_stays() {
+        let (rest, taken) =
+            take_tls_options("postgres://u:p@a,b:5433/db?sslmode=verify-ca&connect_timeout=7&sslrootcert=%2Fca.pem").unwrap();
+        assert_eq!(rest, "postgres://u:p@a,b:5433/db?connect_timeout=7");
+        assert_eq!((taken.mode.as_deref(), taken.files.root.as_deref()), (Some("verify-ca"), Some("/ca.pem")));
+        let (rest, taken) = take_tls_options("host=a sslmode=require user=u").unwrap();
+        assert_eq!((rest.as_str(), taken.mode.as_deref()), ("host=a user=u", Some("require")));
+        let (rest, _) = take_tls_options("host=a password='with  two spaces'").unwrap();
+        assert_eq!(rest, "host=a password='with  two spaces'");
+    }
+
+    #[test]
+    fn several_hosts_are_read_and_only_the_primary_is_wanted() {
+        let options = PgOptions::from_dsn("postgres://u@a:1,b:2/db", Some("secret")).unwrap();
+        assert_eq!(options.config.get_hosts().len(), 2);
+        assert_eq!(options.config.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
+        assert!(!format!("{:?}", options.config).contains("secret"));
+    }
+
+    #[test]
+    fn errors_name_the_way_out_and_never_the_password() {
+        for (dsn, part) in [
+            ("postgres://u:secret@a/db?sslmode=allow", "verify-full"),
+            ("postgres://u:secret@a:port/db", "postgres://user@host1"),
+            ("postgres://u:secret@a/db?nonsense=1", "can't be read"),
+            ("postgres://u:secret@a/db?sslmode=verify-full&sslrootcert=/no/such/file", "/no/such/file"),
+        ] {
+            let Err(error) = PgOptions::from_dsn(dsn, None) else { panic!("{dsn} was accepted") };
+            let text = error.to_string();
+            assert!(text.contains(part) && !text.contains("secret"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! One connection: its settings, its notices, and what its errors mean.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_postgres::error::{Severity, SqlState};
+use tokio_postgres::{AsyncMessage, Client};
+
+use super::PgOptions;
+use crate::storage::LogError;
+
+/// How long a new session may take until it can be used.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A session that saw something which makes every commit since then uncertain.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Mutex<Option<LogError>>>);
+
+impl Health {
+    /// The first thing that went wrong.
+    pub fn check(&self) -> Result<(), LogError> {
+        self.0.lock().clone().map_or(Ok(()), Err)
+    }
+
+    /// Remembers the first thing that went wrong, and answers with `error`.
+    pub fn fail(&self, error: LogError) -> LogError {
+        let mut first = self.0.lock();
+        if first.is_none() {
+            *first = Some(match &error {
+                // What made one batch fail is not what happens to the next ones: those certainly do nothing.
+                LogError::Refused(why) | LogError::Full(why) => LogError::Refused(format!("an earlier batch failed: {why}")),
+                other => other.clone(),
+            });
+        }
+        error
+    }
+}
+
+/// A connection whose notices are looked at.
+pub struct Session {
+    /// To send with; requests are pipelined.
+    pub client: Arc<Client>,
+    /// What the notices said.
+    pub health: Health,
+    driver: JoinHandle<()>,
+}
+
+impl Session {
+    /// Connects and waits until the server is one that can be written to.
+    pub async fn connect(options: &PgOptions) -> Result<Self, LogError> {
+        let connecting = options.config.connect(options.tls.clone());
+        let (client, mut connection) = tokio::time::timeout(CONNECT_DEADLINE, connecting)
+            .await
+            .map_err(|_| LogError::Unavailable(format!("no connection to PostgreSQL within {CONNECT_DEADLINE:?}")))?
+            .map_err(unavailable)?;
+        let health = Health::default();
+        let seen = health.clone();
+        let driver = tokio::spawn(async move {
+            loop {
+                match poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(AsyncMessage::Notice(notice))) => notice_seen(&seen, &notice),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        seen.fail(LogError::Unknown(format!("the connection was lost: {}", text(&error))));
+                        return;
+                    }
+                    None => return,
+                }
+            }
+        });
+        Ok(Self { client: Arc::new(client), health, driver })
+    }
+
+    /// Ends the session and waits until the server knows.
+    pub async fn close(self) {
+        let Self { client, driver, .. } = self;
+        drop(client);
+        let _ = tokio::time::timeout(Duration::from_secs(2), driver).await;
+    }
+}
+
+/// PostgreSQL reports a commit whose wait for the standby was cancelled as a success with a WARNING. So, on the writer's
+/// session, any warning makes what is in flight unknown.
+fn notice_seen(health: &Health, notice: &tokio_postgres::error::DbError) {
+    if matches!(notice.parsed_severity(), Some(Severity::Warning) | None) {
+        tracing::warn!(target: "postgres", "on the writer's session: {}", notice.message());
+        health.fail(LogError::Unknown(format!("PostgreSQL warned: {}", notice.message())));
+    }
+}
+
+/// What an error on the writer's session means for the batch that it answers.
+pub fn classify(error: &tokio_postgres::Error) -> LogError {
+    let why = text(error);
+    match error.as_db_error() {
+        // An ERROR rolls the statement back before it answers; FATAL and PANIC can come from the commit itself.
+        Some(db) if db.parsed_severity() == Some(Severity::Error) => match db.code() {
+            &SqlState::DISK_FULL => LogError::Full(why),
+            _ => LogError::Refused(why),
+        },
+        _ => LogError::Unknown(why),
+    }
+}
+
+/// For everything that changes nothing: a later try may succeed.
+pub fn unavailable(error: tokio_postgres::Error) -> LogError {
+    LogError::Unavailable(text(&error))
+}
+
+/// The error with its causes in one line; PostgreSQL's own words where there are some. Holds no parameter's value.
+pub fn text(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

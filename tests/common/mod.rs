@@ -1,0 +1,101 @@
+//! A real PostgreSQL for tests, started by Duet's own supervisor.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use duet::supervisor::postgres::{Postgres, PostgresOptions};
+use tempfile::TempDir;
+use tokio_postgres::{Client, Config, NoTls};
+
+/// How long a stop in order may take.
+pub const STOP: Duration = Duration::from_secs(30);
+
+/// A directory that PostgreSQL's user can reach, too.
+pub fn scratch() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("duet-test-").tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+/// A small server in `dir`.
+pub fn options(dir: &TempDir) -> PostgresOptions {
+    PostgresOptions { shared_buffers_bytes: Some(32 << 20), ..PostgresOptions::new(dir.path().join("data")) }
+}
+
+/// A plain session.
+pub async fn connect(config: &Config) -> Client {
+    let (client, connection) = config.connect(NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A server that this process' tests share; it stops when the last of them has let go of it.
+struct Server {
+    config: Config,
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+impl Server {
+    fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(server) = shared.upgrade() {
+            return server;
+        }
+        let (send_config, config) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel();
+        // A thread of its own: each test's runtime ends with the test.
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let dir = scratch();
+                let postgres = Postgres::start(options(&dir)).await.unwrap();
+                send_config.send(postgres.connect_config()).unwrap();
+                let _: Result<(), _> = tokio::task::spawn_blocking(move || stopped.recv()).await.unwrap();
+                postgres.stop(STOP).await;
+            });
+        });
+        let server = Arc::new(Self { config: config.recv().unwrap(), stop: Some(stop), thread: Some(thread) });
+        *shared = Arc::downgrade(&server);
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// An empty database of a test's own on the shared server.
+pub struct Database {
+    /// How to connect to it.
+    pub config: Config,
+    server: Arc<Server>,
+}
+
+impl Database {
+    /// Makes one.
+    pub async fn new() -> Self {
+        let server = tokio::task::spawn_blocking(Server::shared).await.unwrap();
+        let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+        connect(&server.config).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        let mut config = server.config.clone();
+        config.dbname(&name);
+        Self { config, server }
+    }
+
+    /// A plain session.
+    pub async fn client(&self) -> Client {
+        connect(&self.config).await
+    }
+}
