@@ -389,6 +389,19 @@ impl Hub {
         stats
     }
 
+    /// How many responses wait in a stream's queue.
+    #[cfg(test)]
+    pub(super) fn queue_len(&self, stream: StreamId) -> usize {
+        self.streams.get(&stream).map_or(0, |stream| stream.queue.len())
+    }
+
+    /// The watchers that were cancelled by compaction and whose ids are still taken.
+    #[cfg(test)]
+    pub(super) fn compacted_watchers(&self, stream: StreamId) -> Vec<WatchId> {
+        let watchers = self.streams.get(&stream).into_iter().flat_map(|stream| &stream.watchers);
+        watchers.filter(|(_, watcher)| watcher.state == State::Compacted).map(|(id, _)| *id).collect()
+    }
+
     fn queue(&mut self, stream: StreamId, item: Item) {
         let Some(state) = self.streams.get_mut(&stream) else { return };
         state.queue.push(item);

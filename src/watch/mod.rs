@@ -16,6 +16,8 @@ pub mod interval;
 mod queue;
 mod replay;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 mod watcher;
 mod wire;
 
