@@ -12,10 +12,14 @@
 //! with [`WatchHub::open`].
 
 pub mod hub;
+#[cfg(test)]
+mod hub_tests;
 pub mod interval;
 mod queue;
 mod replay;
 pub mod stream;
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;
 mod watcher;

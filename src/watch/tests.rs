@@ -293,11 +293,13 @@ impl World {
     }
 
     fn check_bounds(&self) -> Result<(), TestCaseError> {
-        let stats = self.hub.stats();
-        // Per stream: live events and progress up to the limit, answers, one piece of history, one cancellation per watcher.
-        let per_stream = LIMITS.queue_entries + LIMITS.control_entries + LIMITS.replay_watchers * 2;
-        let watchers: usize = self.streams.iter().map(|stream| stream.watchers.len() + stream.asked.len()).sum();
-        prop_assert!(stats.queued <= STREAMS * per_stream + watchers, "{:?}", stats);
+        for stream in &self.streams {
+            // Live events up to the limit, answers, one piece of history, one cancellation per compacted watcher.
+            let replayed = LIMITS.queue_entries / 2 + LIMITS.replay_watchers * 5usize.div_ceil(LIMITS.response_revisions);
+            let bound = LIMITS.queue_entries.max(replayed) + LIMITS.control_entries;
+            let compacted = self.hub.compacted_watchers(stream.id).len();
+            prop_assert!(self.hub.queue_len(stream.id) <= bound + compacted, "{} responses", self.hub.queue_len(stream.id));
+        }
         Ok(())
     }
 
