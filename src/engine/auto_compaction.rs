@@ -28,7 +28,7 @@ pub enum AutoCompaction {
     /// That of the last so long.
     Periodic(Duration),
     /// So many revisions.
-    Revision(i64),
+    Revisions(i64),
 }
 
 /// Compacts as `mode` says until the engine is stopped. Only the writer compacts; a process that waits just keeps looking.
@@ -36,7 +36,7 @@ pub(super) async fn run(shared: Arc<Shared>, mode: AutoCompaction) {
     let (interval, mut policy) = match mode {
         AutoCompaction::Off => return,
         AutoCompaction::Periodic(retention) => Policy::periodic(retention),
-        AutoCompaction::Revision(retention) => (REVISION_INTERVAL, Policy::Revision { retention }),
+        AutoCompaction::Revisions(retention) => (REVISION_INTERVAL, Policy::Revision { retention }),
     };
     loop {
         tokio::select! {
