@@ -15,9 +15,11 @@
 //! | [`supervisor`] | runs the PostgreSQL of a node's own |
 //! | [`proto`] | the generated wire types |
 //! | [`net`] | listeners, TLS and its reload, HTTP beside gRPC, graceful shutdown |
+//! | [`cli`] | the subcommands |
 //! | [`config`] | options from flags, environment and file; validation |
 //! | [`telemetry`] | logs, metrics |
 
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod etcdserver;

@@ -85,6 +85,8 @@ pub struct EmbeddedPostgres {
     pub bin_dir: Option<PathBuf>,
     /// `--pg-user`; `None`: chosen.
     pub user: Option<String>,
+    /// `--pg-shared-buffers`; `None`: chosen by the machine's memory.
+    pub shared_buffers: Option<ByteSize>,
     /// False with `--unsafe-no-fsync`.
     pub fsync: bool,
 }

@@ -102,6 +102,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Database, "database-password-file", Kind::Path, "", "A file that holds the password for --database; read again at each connection."),
     opt(Group::Database, "pg-bin-dir", Kind::Path, "", "Where initdb and postgres (15 to 18) are. Default: searched where Debian, PGDG and others put them."),
     opt(Group::Database, "pg-user", Kind::Text, "", "The system user that runs PostgreSQL when Duet is started as root. Default: postgres, else nobody."),
+    opt(Group::Database, "pg-shared-buffers", Kind::Bytes, "0", "The embedded PostgreSQL's own cache. 0: a 32nd of the memory, 32 to 512 MiB."),
     opt(Group::Database, "value-cache-bytes", Kind::Bytes, "1GiB", "Memory for values; further values are read back from PostgreSQL. Keys are always in memory."),
     opt(Group::Database, "unsafe-no-fsync", Kind::Bool, "false", "Run the embedded PostgreSQL without fsync. LOSES DATA when the machine stops; for test suites."),
     opt(Group::Limits, "quota-backend-bytes", Kind::Bytes, "0", "The database's size from which writes are refused (alarm NOSPACE). 0 means 2GiB, -1 no limit."),

@@ -107,6 +107,12 @@ impl Raw {
         self.get(name).origin != Origin::Default
     }
 
+    /// Replaces an unset option's default by one that depends on others.
+    pub fn choose_default(&mut self, name: &'static str, value: String) {
+        debug_assert!(!self.is_set(name) || self.get(name).value.is_empty());
+        self.settings.insert(name, Setting { value, origin: Origin::Default });
+    }
+
     /// Every option and its setting, in the table's order.
     pub fn iter(&self) -> impl Iterator<Item = (&'static Opt, &Setting)> {
         OPTIONS.iter().map(|opt| (opt, self.get(opt.name)))

@@ -131,6 +131,7 @@ pub fn validate(raw: &Raw) -> Result<Config, Vec<ConfigError>> {
         embedded: EmbeddedPostgres {
             bin_dir: c.path("pg-bin-dir"),
             user: c.nonempty("pg-user").map(str::to_owned),
+            shared_buffers: Some(c.bytes("pg-shared-buffers")).filter(|size| size.0 > 0),
             fsync: !c.bool("unsafe-no-fsync"),
         },
         value_cache_bytes: c.bytes("value-cache-bytes"),

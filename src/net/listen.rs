@@ -53,6 +53,7 @@ pub(super) enum Accepted {
 }
 
 /// Bound sockets, not served yet.
+#[derive(Default)]
 pub struct Listeners(pub(super) Vec<(Socket, bool)>);
 
 impl fmt::Debug for Listeners {

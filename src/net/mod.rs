@@ -6,12 +6,14 @@
 //! | [`tls`] | certificates, read again while serving; who a client is |
 //! | [`serve`] | connections: one task each, graceful shutdown with a hard deadline |
 //! | [`http`] | `/health`, `/livez`, `/readyz`, `/version`, `/metrics` with etcd's bodies |
+//! | [`proxy`] | requests forwarded to the active writer |
 //!
 //! Invariants: every wait for a peer has a deadline; nothing a peer sends ends more than its own connection; a bad new
 //! certificate never replaces a good old one. It deliberately knows nothing of etcd's services: it serves a router.
 
 pub mod http;
 pub mod listen;
+pub mod proxy;
 mod serve;
 #[cfg(test)]
 mod serve_test;

@@ -173,11 +173,6 @@ impl Tls {
 fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let unusable = |cause: String| TlsError::Unusable { cert: files.cert_file.clone(), key: files.key_file.clone(), cause };
     let chain = certificates(&files.cert_file)?;
-    let key = PrivateKeyDer::from_pem_slice(&contents(&files.key_file)?).map_err(|_| TlsError::Content {
-        path: files.key_file.clone(),
-        what: "private key",
-        fix: "write it as PKCS#8, PKCS#1 or SEC1, without a passphrase",
-    })?;
     let versions: Vec<&'static SupportedProtocolVersion> =
         [files.allow_tls13.then_some(&rustls::version::TLS13), files.allow_tls12.then_some(&rustls::version::TLS12)]
             .into_iter()
@@ -204,9 +199,38 @@ fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
         }
         _ => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(|error| unusable(error.to_string()))?;
+    let mut config = builder.with_single_cert(chain, key(files)?).map_err(|error| unusable(error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// How a replica connects to another: it checks the certificate against `--trusted-ca-file`, or the system's CAs without
+/// one, and shows its own.
+///
+/// # Errors
+/// What is wrong with the files.
+pub fn client_config(files: &TlsConfig) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    let unusable = |cause: String| TlsError::Unusable { cert: files.cert_file.clone(), key: files.key_file.clone(), cause };
+    let mut roots = RootCertStore::empty();
+    match &files.trusted_ca_file {
+        Some(path) => roots.add_parsable_certificates(certificates(path)?),
+        None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| unusable(error.to_string()))?.with_root_certificates(roots);
+    let chain = certificates(&files.cert_file)?;
+    let mut config = builder.with_client_auth_cert(chain, key(files)?).map_err(|error| unusable(error.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn key(files: &TlsConfig) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&contents(&files.key_file)?).map_err(|_| TlsError::Content {
+        path: files.key_file.clone(),
+        what: "private key",
+        fix: "write it as PKCS#8, PKCS#1 or SEC1, without a passphrase",
+    })
 }
 
 fn contents(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -11,7 +11,7 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use std::sync::Arc;
 
@@ -121,9 +121,6 @@ impl Registrar<'_> {
     }
     pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Made<IntCounterVec> {
         self.keep(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-    fn seconds_counter(&self, name: &str, help: &str) -> Made<Counter> {
-        self.keep(Counter::new(name, help))
     }
     fn gauge(&self, name: &str, help: &str) -> Made<IntGauge> {
         self.keep(IntGauge::new(name, help))
@@ -326,8 +323,6 @@ pub struct MvccMetrics {
     pub db_total_size_in_bytes: IntGauge,
     /// What of it is live data, bytes.
     pub db_total_size_in_use_in_bytes: IntGauge,
-    /// Duration of Hash.
-    pub hash_duration_seconds: Histogram,
     /// Duration of HashKV.
     pub hash_rev_duration_seconds: Histogram,
 }
@@ -352,11 +347,6 @@ impl MvccMetrics {
                 "etcd_mvcc_db_total_size_in_use_in_bytes",
                 "Total size of the underlying database logically in use in bytes.",
             )?,
-            hash_duration_seconds: r.histogram(
-                "etcd_mvcc_hash_duration_seconds",
-                "The latency distribution of storage hash operation.",
-                (0.01, 2.0, 15),
-            )?,
             hash_rev_duration_seconds: r.histogram(
                 "etcd_mvcc_hash_rev_duration_seconds",
                 "The latency distribution of storage hash by revision operation.",
@@ -378,14 +368,8 @@ pub struct WatchMetrics {
     pub events_total: IntCounter,
     /// Events queued for streams that haven't taken them yet.
     pub pending_events_total: IntGauge,
-    /// Revisions by which the slowest watcher is behind.
-    pub lag_revisions: IntGauge,
-    /// Times that a watcher fell behind and was moved to the lagging set.
-    pub lagging_total: IntCounter,
     /// Revisions in the memory ring that lagging watchers are replayed from first.
     pub ring_revisions: IntGauge,
-    /// From the publication of a revision to its events standing in the streams' queues.
-    pub notify_seconds: Histogram,
 }
 
 impl WatchMetrics {
@@ -397,15 +381,7 @@ impl WatchMetrics {
             events_total: r.counter("etcd_debugging_mvcc_events_total", "Total number of events sent by this member.")?,
             pending_events_total: r
                 .gauge("etcd_debugging_mvcc_pending_events_total", "Total number of pending events to be sent.")?,
-            lag_revisions: r.gauge("duet_watch_lag_revisions", "Revisions by which the slowest watcher is behind.")?,
-            lagging_total: r
-                .counter("duet_watch_lagging_total", "Times that a watcher fell behind and was moved to the lagging set.")?,
             ring_revisions: r.gauge("duet_watch_ring_revisions", "Revisions that the memory ring holds.")?,
-            notify_seconds: r.histogram(
-                "duet_watch_notify_duration_seconds",
-                "From the publication of a revision to its events standing in the streams' queues.",
-                (0.00001, 2.0, 18),
-            )?,
         })
     }
 }
@@ -447,8 +423,6 @@ pub struct EngineMetrics {
     pub batch_bytes: Histogram,
     /// From sending a batch to PostgreSQL to knowing that it is durable.
     pub commit_seconds: Histogram,
-    /// From a request entering the writer's queue to its batch being sent.
-    pub queue_wait_seconds: Histogram,
     /// Requests that wait in the writer's queue.
     pub queue_depth: IntGauge,
     /// Batches sent to PostgreSQL and not answered yet.
@@ -467,8 +441,6 @@ pub struct EngineMetrics {
     pub storage_connected: IntGauge,
     /// This writer's epoch.
     pub epoch: IntGauge,
-    /// Time that the writer task was busy: sequencing, sending and publishing.
-    pub busy_seconds_total: Counter,
 }
 
 impl EngineMetrics {
@@ -487,11 +459,6 @@ impl EngineMetrics {
             commit_seconds: r.histogram(
                 "duet_engine_commit_duration_seconds",
                 "From sending a batch to PostgreSQL to knowing that it is durable.",
-                FAST_SECONDS,
-            )?,
-            queue_wait_seconds: r.histogram(
-                "duet_engine_queue_wait_seconds",
-                "From a request entering the writer's queue to its batch being sent.",
                 FAST_SECONDS,
             )?,
             queue_depth: r.gauge("duet_engine_queue_depth", "Requests that wait in the writer's queue.")?,
@@ -514,7 +481,6 @@ impl EngineMetrics {
                 "Whether the writer's connection to PostgreSQL stands. 1 if it does, 0 otherwise.",
             )?,
             epoch: r.gauge("duet_engine_epoch", "The epoch that this process writes or follows.")?,
-            busy_seconds_total: r.seconds_counter("duet_engine_busy_seconds_total", "Time that the writer task was busy.")?,
         })
     }
 }

@@ -23,12 +23,13 @@ const MIB: u64 = 1 << 20;
 /// (name, value, reason)
 type Setting = (&'static str, String, &'static str);
 
-/// What correctness rests on.
-pub fn promises(data_dir: &DataDir, socket_dir: &Path) -> Vec<Setting> {
+/// What correctness rests on. Without `fsync` (test suites only) data doesn't survive the machine.
+pub fn promises(data_dir: &DataDir, socket_dir: &Path, fsync: bool) -> Vec<Setting> {
+    let durable = if fsync { "on" } else { "off" };
     let set = |name, value: &str, why| (name, value.to_owned(), why);
     vec![
-        set("fsync", "on", "an acknowledged write survives a power cut"),
-        set("full_page_writes", "on", "so do the pages around it"),
+        set("fsync", durable, "an acknowledged write survives a power cut"),
+        set("full_page_writes", durable, "so do the pages around it"),
         set("restart_after_crash", "off", "Duet decides what follows a crash, after it has closed its gate"),
         set("data_sync_retry", "off", "after a failed fsync the page cache can't be trusted: PANIC, never retry"),
         set("listen_addresses", "", "only Duet connects, through the socket"),
@@ -82,8 +83,11 @@ fn preferences(shared_buffers_bytes: u64) -> Vec<Setting> {
 }
 
 /// The command line's form of [`promises`].
-pub fn arguments(data_dir: &DataDir, socket_dir: &Path) -> Vec<String> {
-    promises(data_dir, socket_dir).into_iter().flat_map(|(name, value, _)| ["-c".to_owned(), format!("{name}={value}")]).collect()
+pub fn arguments(data_dir: &DataDir, socket_dir: &Path, fsync: bool) -> Vec<String> {
+    promises(data_dir, socket_dir, fsync)
+        .into_iter()
+        .flat_map(|(name, value, _)| ["-c".to_owned(), format!("{name}={value}")])
+        .collect()
 }
 
 /// Writes postgresql.conf, pg_hba.conf and pg_ident.conf into `pgdata`.

@@ -61,6 +61,8 @@ pub struct PostgresOptions {
     pub user: Option<String>,
     /// PostgreSQL's own cache; None: a 32nd of the memory, 32 to 512 MiB.
     pub shared_buffers_bytes: Option<u64>,
+    /// False (for test suites only) trades the data for speed: a power cut destroys it.
+    pub fsync: bool,
     /// How long it may take until it accepts connections, crash recovery included.
     pub start_deadline: Duration,
 }
@@ -73,6 +75,7 @@ impl PostgresOptions {
             bin_dir: None,
             user: None,
             shared_buffers_bytes: None,
+            fsync: true,
             start_deadline: Duration::from_secs(60),
         }
     }
@@ -241,7 +244,7 @@ impl Postgres {
         self.recent.clear();
         self.status.send_replace(Status::Starting);
         let began = Instant::now();
-        let child = process::spawn(&self.binaries, &self.data_dir, &self.account, &self.socket_dir, lock)?;
+        let child = process::spawn(&self.binaries, &self.data_dir, &self.account, &self.socket_dir, self.options.fsync, lock)?;
         let pid = child.id().unwrap_or_default();
         let (signals, received) = mpsc::channel(4);
         let (exit_sent, exit) = watch::channel(None);

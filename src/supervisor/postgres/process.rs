@@ -166,13 +166,14 @@ pub fn spawn(
     data_dir: &DataDir,
     account: &Account,
     socket_dir: &Path,
+    fsync: bool,
     lock: AllEnded,
 ) -> Result<Child, StartError> {
     let program = binaries.program("postgres");
     initdb::command(&program, account)
         .arg("-D")
         .arg(data_dir.pgdata())
-        .args(config::arguments(data_dir, socket_dir))
+        .args(config::arguments(data_dir, socket_dir, fsync))
         .current_dir(data_dir.root())
         .stdin(Stdio::from(lock.0))
         .stdout(Stdio::null())

@@ -1,0 +1,249 @@
+//! `duet etcd`, and Duet under the name `etcd`: stands in for a single etcd.
+//!
+//! Takes the whole command line of a single member, 3.5 to 3.7 (`etcdmain/help.go`, `embed/config.go`). Three kinds of
+//! flags: those that Duet has too; those that have no meaning here ([`NO_MEANING`]), accepted with one warning that names
+//! them; and those that would mislead, refused. It deliberately is no member of a cluster, no proxy and no gateway.
+
+use super::args::{self, Takes};
+use super::load::{self, Loaded};
+use super::{Failure, dev};
+use crate::config::Sources;
+use crate::config::options::env_name;
+use crate::telemetry::metrics::ETCD_VERSION;
+
+const USAGE: &str = "duet etcd [etcd's flags]";
+
+/// Flags that concern raft, peers, bbolt, the JSON gateway, and what else a single Duet doesn't have; `=` marks booleans.
+#[rustfmt::skip]
+const NO_MEANING: &[&str] = &[
+    "wal-dir", "snapshot-count", "heartbeat-interval", "election-timeout", "initial-election-tick-advance=", "listen-peer-urls",
+    "max-snapshots", "max-wals", "memory-mlock=", "backend-bbolt-freelist-type", "backend-batch-interval", "backend-batch-limit",
+    "grpc-keepalive-min-time", "socket-reuse-address=", "enable-grpc-gateway=", "raft-read-timeout", "raft-write-timeout",
+    "feature-gates", "initial-advertise-peer-urls", "initial-cluster-state", "initial-cluster-token", "strict-reconfig-check=",
+    "pre-vote=", "v2-deprecation", "client-cert-file", "client-key-file", "peer-cert-file", "peer-key-file",
+    "peer-client-cert-auth=", "peer-client-cert-file", "peer-client-key-file", "peer-trusted-ca-file", "peer-cert-allowed-cn",
+    "peer-cert-allowed-hostname", "peer-auto-tls=", "self-signed-cert-validity", "peer-crl-file",
+    "peer-skip-client-san-verification=", "cipher-suites", "cors", "host-whitelist", "auth-token", "bcrypt-cost", "auth-token-ttl",
+    "enable-pprof=", "logger", "enable-log-rotation=", "log-rotation-config-json", "enable-distributed-tracing=",
+    "distributed-tracing-address", "distributed-tracing-service-name", "distributed-tracing-instance-id",
+    "distributed-tracing-sampling-rate", "corrupt-check-time", "compact-hash-check-time", "max-learners",
+    "bootstrap-defrag-threshold-megabytes", "downgrade-check-time", "snapshot-catchup-entries", "force-new-cluster=",
+    "discovery-dial-timeout", "discovery-request-timeout", "discovery-keepalive-time", "discovery-keepalive-timeout",
+    "discovery-insecure-transport=", "discovery-insecure-skip-tls-verify=", "discovery-cert", "discovery-key", "discovery-cacert",
+    "discovery-user", "discovery-password", "discovery-fallback", "discovery-proxy",
+    // 3.5's and 3.6's, which 3.7 has dropped.
+    "enable-v2=", "proxy-failure-wait", "proxy-refresh-interval", "proxy-dial-timeout", "proxy-write-timeout", "proxy-read-timeout",
+    "experimental-initial-corrupt-check=", "experimental-corrupt-check-time", "experimental-compact-hash-check-enabled=",
+    "experimental-compact-hash-check-time", "experimental-enable-lease-checkpoint=", "experimental-enable-lease-checkpoint-persist=",
+    "experimental-peer-skip-client-san-verification=", "experimental-memory-mlock=",
+    "experimental-txn-mode-write-with-shared-buffer=", "experimental-bootstrap-defrag-threshold-megabytes",
+    "experimental-max-learners", "experimental-downgrade-check-time", "experimental-snapshot-catchup-entries",
+    "experimental-enable-distributed-tracing=", "experimental-distributed-tracing-address",
+    "experimental-distributed-tracing-service-name", "experimental-distributed-tracing-instance-id",
+    "experimental-distributed-tracing-sampling-rate", "experimental-stop-grpc-service-on-defrag=", "experimental-enable-v2v3",
+    "experimental-wait-cluster-ready-timeout",
+];
+
+/// Flags with which Duet would not be what the user asks for: name, whether it is a boolean, what to do instead.
+const MISLEADING: &[(&str, bool, &str)] = &[
+    ("discovery", false, "Duet forms no cluster of etcd members; leave it out"),
+    ("discovery-token", false, "Duet forms no cluster of etcd members; leave it out"),
+    ("discovery-endpoints", false, "Duet forms no cluster of etcd members; leave it out"),
+    ("discovery-srv", false, "Duet forms no cluster of etcd members; leave it out"),
+    ("discovery-srv-name", false, "Duet forms no cluster of etcd members; leave it out"),
+    ("auto-tls", true, "no client could verify such a certificate; name one with --cert-file and --key-file"),
+    ("client-cert-allowed-hostname", false, "Duet doesn't check client host names yet; use a CA of its own for the clients"),
+    ("proxy", false, "Duet is no etcd proxy; leave it out"),
+];
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`dev::run`].
+pub fn run(args: &[String]) -> Result<(), Failure> {
+    if let Some(mode @ ("gateway" | "grpc-proxy")) = args.first().map(String::as_str) {
+        return Err(Failure::usage(format!("etcd {mode}: Duet has no such mode; point clients at Duet's URLs")));
+    }
+    let parsed = args::parse(args, takes).map_err(Failure::usage)?;
+    if parsed.help {
+        print!("{}", super::help::flags(USAGE));
+        println!("\nFurther flags of a single etcd are accepted; those that have no meaning here are named in a warning.");
+        return Ok(());
+    }
+    if let Some(extra) = parsed.rest.first() {
+        return Err(Failure::usage(format!("\"{extra}\" is not a valid flag"))); // etcd's words
+    }
+    if parsed.flags.iter().any(|(name, value)| name == "version" && value == "true") {
+        print!("{}", version());
+        return Ok(());
+    }
+    let loaded = load(parsed.flags, load::environment())?;
+    dev::serve(loaded)
+}
+
+/// The first line is what tools parse.
+fn version() -> String {
+    format!(
+        "etcd Version: {ETCD_VERSION}\nGit SHA: Duet {}\nGo Version: none\nGo OS/Arch: {}/{}\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }
+    )
+}
+
+fn load(flags: Vec<(String, String)>, env: std::collections::BTreeMap<String, String>) -> Result<Loaded, Failure> {
+    let mut flags = flags;
+    // etcd's own variables for what Duet has no option for are flags by another name.
+    for name in foreign_names() {
+        let given = flags.iter().any(|(flag, _)| flag == name);
+        if let Some(value) = env.get(&env_name("ETCD", name)).filter(|value| !value.is_empty() && !given) {
+            flags.push((name.to_owned(), value.clone()));
+        }
+    }
+    check(&flags)?;
+    let no_meaning: Vec<String> =
+        flags.iter().filter(|(name, _)| is_without_meaning(name)).map(|(name, _)| format!("--{name}")).collect();
+    let config_file = load::config_file(&flags, &env, &["DUET", "ETCD"])?;
+    if let Some((path, _)) = config_file.as_ref().filter(|(path, _)| path.extension().is_none_or(|ext| ext != "toml")) {
+        return Err(Failure::usage(format!(
+            "--config-file {}: Duet doesn't read etcd's YAML files; write the same options as flags, or as lines such as \
+             name = \"x\" in a file whose name ends with .toml",
+            path.display()
+        )));
+    }
+    flags.retain(|(name, _)| load::takes(name).is_some() && name != "config-file");
+    let defaults = vec![("log-format", "json".to_owned())];
+    let sources = Sources { flags, env, env_prefixes: vec!["DUET", "ETCD"], file: config_file, defaults };
+    let mut loaded = load::finish(sources, |name| format!("{name}.etcd").into())?;
+    if !no_meaning.is_empty() {
+        loaded.raw.warnings.push(format!("these flags of etcd have no meaning for Duet and no effect: {}", no_meaning.join(" ")));
+    }
+    Ok(loaded)
+}
+
+fn foreign_names() -> impl Iterator<Item = &'static str> {
+    let no_meaning = NO_MEANING.iter().map(|name| name.trim_end_matches('='));
+    no_meaning.chain(MISLEADING.iter().map(|(name, ..)| *name)).chain(["initial-cluster"])
+}
+
+fn is_without_meaning(name: &str) -> bool {
+    name == "initial-cluster" || NO_MEANING.iter().any(|listed| listed.trim_end_matches('=') == name)
+}
+
+fn takes(name: &str) -> Option<Takes> {
+    let kind = |boolean: bool| if boolean { Takes::Bool } else { Takes::Value };
+    let no_meaning =
+        || NO_MEANING.iter().find(|listed| listed.trim_end_matches('=') == name).map(|listed| kind(listed.ends_with('=')));
+    let misleading = || MISLEADING.iter().find(|(listed, ..)| *listed == name).map(|(_, boolean, _)| kind(*boolean));
+    match name {
+        "version" => Some(Takes::Bool),
+        "initial-cluster" => Some(Takes::Value),
+        // Belongs to `duet serve`: an etcd keeps its data itself.
+        "database" | "database-password-file" => None,
+        _ => load::takes(name).or_else(no_meaning).or_else(misleading),
+    }
+}
+
+fn check(flags: &[(String, String)]) -> Result<(), Failure> {
+    for (name, value) in flags {
+        let harmless = value.is_empty() || value == "false" || (name == "proxy" && value == "off");
+        if let Some((_, _, instead)) = MISLEADING.iter().find(|(listed, ..)| listed == name).filter(|_| !harmless) {
+            return Err(Failure::usage(format!("--{name} can't be done: {instead}")));
+        }
+        if name == "initial-cluster" {
+            let mut members: Vec<&str> = value.split(',').filter_map(|member| member.split('=').next()).map(str::trim).collect();
+            members.sort_unstable();
+            members.dedup();
+            if members.len() > 1 {
+                return Err(Failure::usage(format!(
+                    "--initial-cluster names {} members ({}): Duet stands in for a single etcd, and members started apart would \
+                     hold different data; name one member only",
+                    members.len(),
+                    members.join(", ")
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn started_with(line: &str, env: &[(&str, &str)]) -> Result<Loaded, String> {
+        let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let env: BTreeMap<String, String> = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let parsed = args::parse(&args, takes)?;
+        assert_eq!(parsed.rest, Vec::<String>::new());
+        load(parsed.flags, env).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn kubeadms_static_pod_command_line_is_taken_with_one_warning() {
+        let line = "--advertise-client-urls=https://10.0.0.1:2379 --cert-file=/pki/server.crt --client-cert-auth=true \
+            --data-dir=/var/lib/etcd --experimental-initial-corrupt-check=true --experimental-watch-progress-notify-interval=5s \
+            --initial-advertise-peer-urls=https://10.0.0.1:2380 --initial-cluster=cp=https://10.0.0.1:2380 --key-file=/pki/server.key \
+            --listen-client-urls=https://127.0.0.1:2379,https://10.0.0.1:2379 --listen-metrics-urls=http://127.0.0.1:2381 \
+            --listen-peer-urls=https://10.0.0.1:2380 --name=cp --peer-cert-file=/pki/peer.crt --peer-client-cert-auth=true \
+            --peer-key-file=/pki/peer.key --peer-trusted-ca-file=/pki/ca.crt --snapshot-count=10000 --trusted-ca-file=/pki/ca.crt";
+        let loaded = started_with(line, &[]).unwrap();
+        assert_eq!(loaded.config.name, "cp");
+        assert_eq!(loaded.config.listen_client.len(), 2);
+        assert_eq!(loaded.config.watch_progress_notify_interval.as_secs(), 5);
+        assert!(loaded.config.tls.unwrap().client_cert_auth);
+        assert_eq!(loaded.raw.warnings.len(), 1);
+        assert!(loaded.raw.warnings[0].contains("--snapshot-count") && loaded.raw.warnings[0].contains("--initial-cluster"));
+        assert!(!loaded.raw.warnings[0].contains("--cert-file"));
+    }
+
+    #[test]
+    fn envtests_and_the_storage_suites_command_lines_are_taken() {
+        let envtest = "--listen-peer-urls=http://localhost:0 --advertise-client-urls=http://127.0.0.1:34567 \
+            --listen-client-urls=http://127.0.0.1:34567 --data-dir=/tmp/k8s_test_framework_1 --unsafe-no-fsync=true";
+        let config = started_with(envtest, &[]).unwrap().config;
+        assert!(!config.embedded.fsync);
+        assert_eq!(config.data_dir.to_str(), Some("/tmp/k8s_test_framework_1"));
+        let integration = "--data-dir /tmp/x --listen-client-urls unix:///tmp/x/s --advertise-client-urls unix:///tmp/x/s \
+            --listen-peer-urls http://127.0.0.1:0 --log-level warn --quota-backend-bytes 8589934592 -unsafe-no-fsync";
+        assert_eq!(started_with(integration, &[]).unwrap().config.limits.quota_backend_bytes.unwrap().0, 8 << 30);
+    }
+
+    #[test]
+    fn defaults_are_etcds_where_they_differ_from_duets() {
+        let loaded = started_with("--name n1", &[]).unwrap();
+        assert_eq!(loaded.config.data_dir.to_str(), Some("n1.etcd"));
+        assert_eq!(loaded.raw.get("log-format").value, "json");
+    }
+
+    #[test]
+    fn what_would_mislead_is_refused() {
+        let two = started_with("--initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2", &[]).unwrap_err();
+        assert!(two.contains("2 members (a, b)"), "{two}");
+        assert!(started_with("--initial-cluster a=http://127.0.0.1:1,a=http://127.0.0.1:2", &[]).is_ok());
+        assert!(started_with("--discovery=https://discovery.example", &[]).unwrap_err().contains("--discovery"));
+        assert!(started_with("--auto-tls", &[]).unwrap_err().contains("--cert-file"));
+        assert!(started_with("--auto-tls=false --proxy off", &[]).is_ok());
+        assert!(started_with("--database postgres://x", &[]).is_err());
+        assert!(started_with("--no-such-flag", &[]).is_err());
+    }
+
+    #[test]
+    fn etcds_environment_counts_too() {
+        let loaded = started_with("", &[("ETCD_NAME", "e"), ("ETCD_SNAPSHOT_COUNT", "5")]).unwrap();
+        assert_eq!(loaded.config.name, "e");
+        assert!(loaded.raw.warnings[0].contains("--snapshot-count"));
+        let refused = started_with("", &[("ETCD_INITIAL_CLUSTER", "a=http://h:1,b=http://h:2")]).unwrap_err();
+        assert!(refused.contains("2 members"), "{refused}");
+    }
+
+    #[test]
+    fn the_version_is_printed_as_tools_parse_it() {
+        assert!(version().starts_with("etcd Version: 3.7.3\n"));
+    }
+}

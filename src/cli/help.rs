@@ -1,0 +1,87 @@
+//! `--help`, written from the table of options and the table of exit codes.
+
+use std::fmt::Write;
+
+use super::exit::CODES;
+use crate::config::options::{Group, OPTIONS, Opt};
+
+const WIDTH: usize = 100;
+const INDENT: usize = 6;
+
+/// `duet --help`.
+pub(super) fn overview() -> String {
+    let mut out = String::from(
+        "Duet: an etcd-compatible Kubernetes datastore on PostgreSQL.\n\n\
+         Usage:\n  duet COMMAND [flags]\n\n\
+         Commands:\n  \
+           dev      One node with a PostgreSQL of its own, for a laptop, CI or an edge box.\n  \
+           serve    Serve from an existing PostgreSQL: duet serve --database postgres://…\n  \
+           etcd     Stand in for a single etcd: takes etcd's command line. Also under the name etcd.\n  \
+           config   duet config check: which options are in force, and where each comes from.\n  \
+           version  The version.\n\n\
+         duet COMMAND --help lists the flags.\n\n",
+    );
+    out.push_str(&exit_codes());
+    out
+}
+
+/// The flags of a command.
+pub(super) fn flags(usage: &str) -> String {
+    let mut out = format!("Usage:\n  {usage}\n\n");
+    out.push_str(
+        "Every flag can also be an environment variable (--data-dir: DUET_DATA_DIR) or a line of the TOML file that\n\
+         --config-file or DUET_CONFIG_FILE names (data-dir = \"/var/lib/duet\"). Flags win over the environment, the\n\
+         environment over the file, the file over the defaults.\n",
+    );
+    for (group, title) in Group::ALL {
+        let _ = writeln!(out, "\n{title}:"); // writing to a String can't fail
+        for opt in OPTIONS.iter().filter(|opt| opt.group == group) {
+            option(&mut out, opt);
+        }
+    }
+    out.push('\n');
+    out.push_str(&exit_codes());
+    out
+}
+
+fn option(out: &mut String, opt: &Opt) {
+    let default = if opt.default.is_empty() { String::new() } else { format!("  [{}]", opt.default) };
+    let _ = writeln!(out, "  --{} {}{default}", opt.name, opt.kind.placeholder());
+    let mut line = String::new();
+    for word in opt.help.split(' ') {
+        if !line.is_empty() && INDENT + line.len() + 1 + word.len() > WIDTH {
+            let _ = writeln!(out, "{:INDENT$}{line}", "");
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    let _ = writeln!(out, "{:INDENT$}{line}", "");
+}
+
+fn exit_codes() -> String {
+    let mut out = String::from("Exit codes:\n");
+    for (code, meaning) in CODES {
+        let _ = writeln!(out, "  {code:>3}  {meaning}");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_lists_every_option_and_every_exit_code_in_narrow_lines() {
+        let help = flags("duet dev [flags]");
+        for opt in OPTIONS {
+            assert!(help.contains(&format!("--{} ", opt.name)), "{}", opt.name);
+        }
+        for (code, _) in CODES {
+            assert!(help.contains(&format!("\n  {code:>3}  ")), "{code}");
+        }
+        assert!(help.lines().all(|line| line.chars().count() <= 120));
+    }
+}

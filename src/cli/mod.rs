@@ -1,0 +1,67 @@
+//! The command line: one file per subcommand.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`args`] | flags as Go's `flag` package reads them, since etcd's command lines are written for it |
+//! | [`help`] | `--help`, from the table of options |
+//! | [`load`] | flags, environment and file into a valid configuration |
+//! | [`dev`], [`serve`], [`etcd`], [`config`] | the subcommands |
+//! | [`server`] | what `dev`, `serve` and `etcd` share: from bound sockets to the last connection |
+//!
+//! Invariant: a wrong command line or configuration ends the process with code 64 before anything is bound or started.
+
+pub mod args;
+pub mod config;
+pub mod dev;
+pub mod etcd;
+mod exit;
+pub mod help;
+pub mod load;
+pub mod serve;
+pub mod server;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+pub use exit::Failure;
+
+/// Runs the program whose arguments are `argv`, the program's own name first.
+pub fn run(argv: Vec<String>) -> ExitCode {
+    let outcome = dispatch(&argv);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("duet").build();
+    built.map_err(|error| Failure::serving(format!("can't start threads: {error}")))
+}
+
+fn dispatch(argv: &[String]) -> Result<(), Failure> {
+    let program = argv.first().map_or("duet", String::as_str);
+    let rest = argv.get(1..).unwrap_or_default();
+    if Path::new(program).file_name().is_some_and(|name| name == "etcd") {
+        return etcd::run(rest);
+    }
+    let (command, rest) = rest.split_first().map_or(("help", rest), |(command, rest)| (command.as_str(), rest));
+    match command {
+        "dev" => dev::run(rest),
+        "serve" => serve::run(rest),
+        "etcd" => etcd::run(rest),
+        "config" => config::run(rest),
+        "version" | "--version" | "-version" | "-V" => {
+            println!("duet {} (serves etcd's API {})", env!("CARGO_PKG_VERSION"), crate::telemetry::metrics::ETCD_VERSION);
+            Ok(())
+        }
+        "help" | "--help" | "-help" | "-h" => {
+            print!("{}", help::overview());
+            Ok(())
+        }
+        other => Err(Failure::usage(format!("duet {other}: there is no such command; duet --help lists them"))),
+    }
+}

@@ -1,0 +1,306 @@
+//! What `duet dev`, `duet serve` and `duet etcd` share: from bound sockets to the last connection.
+//!
+//! [`Prepared`] is everything that can fail for reasons outside of storage (certificates, sockets), done before storage
+//! is touched: a used port must not cost an initdb. [`Prepared::run`] serves until told to stop and ends in order:
+//! clients are told first, the engine stores what it has, storage goes last.
+
+use std::convert::Infallible;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use crate::config::Config;
+use crate::engine::{Engine, Options, ReadRight, Role};
+use crate::etcdserver::{self, EtcdServer};
+use crate::mvcc::StoreOptions;
+use crate::net::http::{Health, client_routes, metrics_routes, not_found};
+use crate::net::proxy::{Answering, ProxyLayer};
+use crate::net::tls::Tls;
+use crate::net::{Drained, Listeners, ServeOptions, serve};
+use crate::proto::etcdserverpb::{AlarmType, RangeRequest};
+use crate::storage::Log;
+use crate::telemetry::metrics::Metrics;
+use crate::watch::WatchConfig;
+
+/// How long the engine may take to end: it only finishes batches that are under way.
+const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// SIGINT and SIGTERM.
+pub struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Catches the signals from now on.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn new() -> Result<Self, Failure> {
+        let catch = |kind| signal(kind).map_err(|error| Failure::serving(format!("can't catch signals: {error}")));
+        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next one; its name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+/// Bound and certified, but not serving.
+pub struct Prepared {
+    config: Config,
+    metrics: Metrics,
+    tls: Option<Tls>,
+    advertised: Vec<String>,
+    sockets: Sockets,
+}
+
+/// Bound listen URLs by what is served on them.
+#[derive(Default)]
+struct Sockets {
+    client: Listeners,
+    client_http: Listeners,
+    metrics: Listeners,
+}
+
+impl Prepared {
+    /// Loads certificates and binds sockets.
+    ///
+    /// # Errors
+    /// Exit code 64 for certificates, 68 for sockets.
+    pub fn new(config: Config) -> Result<Self, Failure> {
+        raise_open_files_limit();
+        let metrics = Metrics::new(&prometheus::Registry::new(), config.metrics_extensive)
+            .map_err(|error| Failure::serving(format!("can't register metrics: {error}")))?;
+        let tls = config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?;
+        let bind = |urls| Listeners::bind(urls, config.socket_reuse_port);
+        let sockets = Sockets {
+            client: bind(&config.listen_client)?,
+            client_http: bind(&config.listen_client_http)?,
+            metrics: bind(&config.listen_metrics)?,
+        };
+        let advertised = if config.advertise_client.is_empty() { sockets.client.urls() } else { config.advertise_client.clone() };
+        Ok(Self { config, metrics, tls, advertised, sockets })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What clients are told to connect to.
+    pub fn advertised(&self) -> &[String] {
+        &self.advertised
+    }
+
+    /// The engine over `log`, as the configuration says.
+    pub fn engine(&self, log: Arc<dyn Log>, read_right: ReadRight) -> Engine {
+        let (config, defaults) = (&self.config, Options::default());
+        let quota_bytes = config.limits.quota_backend_bytes.map_or(0, |quota| quota.0);
+        self.metrics.server.quota_backend_bytes.set(i64::try_from(quota_bytes).unwrap_or(i64::MAX));
+        let options = Options {
+            store: StoreOptions { value_budget: config.value_cache_bytes.as_usize(), ..defaults.store },
+            quota_bytes,
+            read_right,
+            advertise_client_urls: self.advertised.clone(),
+            compaction_batch_keys: config.compaction.batch_limit,
+            compaction_pause: config.compaction.sleep_interval,
+            watch: WatchConfig {
+                progress_interval: config.watch_progress_notify_interval,
+                fragment_bytes: config.limits.max_request_bytes.as_usize() + (512 << 10),
+                ..defaults.watch
+            },
+            ..defaults
+        };
+        Engine::start(options, log, self.metrics.clone())
+    }
+
+    /// Serves until a stop signal, until `storage` resolves (storage has failed for good), or until the engine gives up.
+    ///
+    /// `answering` says whether requests are answered here or forwarded; without it, always here.
+    ///
+    /// # Errors
+    /// Why serving ended, if nobody asked for it.
+    pub async fn run(
+        mut self,
+        engine: Engine,
+        answering: Option<watch::Receiver<Answering>>,
+        storage: impl Future<Output = Failure>,
+        signals: &mut StopSignals,
+    ) -> Result<(), Failure> {
+        let stop = CancellationToken::new();
+        let sockets = std::mem::take(&mut self.sockets);
+        let mut served = self.start_serving(sockets, &engine, answering.clone(), &stop);
+        let outcome = tokio::select! {
+            name = signals.next() => {
+                tracing::info!(signal = name, "stopping");
+                Ok(())
+            }
+            failure = storage => Err(failure),
+            failure = gave_up(&engine) => Err(failure),
+            never = self.announce(&engine, answering) => match never {},
+        };
+        stop.cancel();
+        drain(&mut served, signals).await;
+        if timeout(ENGINE_STOP_TIMEOUT, engine.stop()).await.is_err() {
+            tracing::warn!("the engine did not end in time; the next start takes over from what is stored");
+        }
+        outcome
+    }
+
+    fn start_serving(
+        &self,
+        sockets: Sockets,
+        engine: &Engine,
+        answering: Option<watch::Receiver<Answering>>,
+        stop: &CancellationToken,
+    ) -> JoinSet<Drained> {
+        let facade = EtcdServer::new(engine.clone(), self.facade_config(), self.metrics.clone(), stop.clone());
+        let mut grpc = facade.router();
+        if let Some(answering) = answering {
+            grpc = grpc.layer(ProxyLayer::new(answering, self.metrics.clone()));
+        }
+        let health: Arc<dyn Health> = Arc::new(EngineHealth(engine.clone()));
+        let http = client_routes(Arc::clone(&health), self.metrics.clone());
+        let client = if self.config.listen_client_http.is_empty() { grpc.merge(http.clone()) } else { grpc };
+        let routers = [
+            (sockets.client, client),
+            (sockets.client_http, http),
+            (sockets.metrics, metrics_routes(health, self.metrics.clone())),
+        ];
+        let options = ServeOptions::new(&self.config, self.tls.clone(), self.metrics.clone());
+        let mut served = JoinSet::new();
+        for (listeners, router) in routers {
+            served.spawn(serve(listeners, router.fallback(not_found), stop.clone(), options.clone()));
+        }
+        if let Some(tls) = self.tls.clone() {
+            tokio::spawn(tls.keep_fresh(stop.clone()));
+        }
+        served
+    }
+
+    /// Says once that clients can come, in the words that programs which start an etcd wait for.
+    async fn announce(&self, engine: &Engine, answering: Option<watch::Receiver<Answering>>) -> Infallible {
+        let forwarding = async {
+            match answering {
+                Some(mut answering) => drop(answering.wait_for(|now| matches!(now, Answering::There(_))).await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Ok(()) = engine.active() => {}
+            () = forwarding => {}
+            else => {} // it gave up, and that is another's to tell
+        }
+        if matches!(*engine.role().borrow(), Role::Failed(_) | Role::Stopped) {
+            return std::future::pending().await;
+        }
+        let (cluster_id, member_id) = engine.ids();
+        self.metrics.server.set_server_id(member_id);
+        tracing::info!(
+            cluster_id = format!("{cluster_id:x}"),
+            member_id = format!("{member_id:x}"),
+            revision = engine.revision(),
+            endpoints = self.advertised.join(","),
+            "ready to serve client requests"
+        );
+        if let Some(url) = self.advertised.first().filter(|_| std::io::stderr().is_terminal()) {
+            eprintln!(
+                "\nTry:  etcdctl --endpoints={url} put greeting hello\nor:   kube-apiserver --etcd-servers={url} …\nStop: Ctrl-C\n"
+            );
+        }
+        std::future::pending().await
+    }
+
+    fn facade_config(&self) -> etcdserver::Config {
+        let config = &self.config;
+        etcdserver::Config {
+            name: config.name.clone(),
+            client_urls: self.advertised.clone(),
+            max_txn_ops: config.limits.max_txn_ops,
+            max_request_bytes: config.limits.max_request_bytes.as_usize(),
+            quota_bytes: config.limits.quota_backend_bytes.map_or(0, |quota| quota.0),
+            slow_request: config.warning_unary_request_duration,
+            ..etcdserver::Config::default()
+        }
+    }
+}
+
+/// Resolves when the engine has given up.
+async fn gave_up(engine: &Engine) -> Failure {
+    let mut role = engine.role();
+    loop {
+        if let Role::Failed(why) = &*role.borrow_and_update() {
+            return Failure::unusable(why.clone());
+        }
+        if role.changed().await.is_err() {
+            return Failure::serving("the engine ended without being asked to");
+        }
+    }
+}
+
+/// Waits for all connections; a second signal cuts them off.
+async fn drain(served: &mut JoinSet<Drained>, signals: &mut StopSignals) {
+    let mut forced = 0;
+    loop {
+        tokio::select! {
+            ended = served.join_next() => match ended {
+                Some(Ok(Drained::Forced(connections))) => forced += connections,
+                Some(_) => {}
+                None => break,
+            },
+            _ = signals.next() => {
+                tracing::warn!("told to stop again: not waiting for connections");
+                served.shutdown().await;
+                break;
+            }
+        }
+    }
+    if forced > 0 {
+        tracing::warn!(connections = forced, "cut off connections that did not end in time");
+    }
+}
+
+/// An API server opens a connection for each resource: take as many files as the system allows.
+fn raise_open_files_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "can't raise the limit of open files");
+    }
+}
+
+struct EngineHealth(Engine);
+
+impl Health for EngineHealth {
+    fn has_leader(&self) -> bool {
+        matches!(*self.0.role().borrow(), Role::Active)
+    }
+
+    fn alarms(&self) -> Vec<&'static str> {
+        let name = |alarm: i32| AlarmType::try_from(alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
+        self.0.alarms().iter().map(|row| name(row.alarm)).collect()
+    }
+
+    fn read(&self, serializable: bool) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            // etcd's check: the first key, without its value.
+            let request =
+                RangeRequest { keys_only: true, limit: 1, serializable, key: vec![0].into(), ..RangeRequest::default() };
+            self.0.range(&request).await.map(drop).map_err(|error| format!("etcdserver: {error}"))
+        })
+    }
+}

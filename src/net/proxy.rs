@@ -1,0 +1,402 @@
+//! Requests forwarded to the active writer, whole: headers, body and trailers, in both directions as they come.
+//!
+//! It deliberately understands no request: a gRPC stream, a watch included, is an HTTP/2 stream, and handing it to
+//! another connection forwards all of it. What it adds is the answer when that fails, because clientv3 acts on it:
+//!
+//! - nothing was sent: [`RETRIABLE`], the one text after which clientv3 sends even a Txn again;
+//! - it was sent and the answer didn't come: Unavailable with etcd's text for that, which makes watches resume and leaves
+//!   a Txn's outcome to its client.
+//!
+//! Invariants: a request is forwarded once at most, so that two replicas that take each other for the writer can't play
+//! ping-pong; a wait for a writer has a deadline.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tower::{Service, ServiceExt};
+
+use crate::telemetry::metrics::Metrics;
+
+/// clientv3's own words for "not sent"; it retries every request after them.
+const RETRIABLE: &str = "there is no connection available";
+/// etcd's words for an answer that was lost with its leader.
+const LOST: &str = "etcdserver: request timed out, possibly due to previous leader failure";
+/// How long a request may wait for a writer to appear: a role change takes less, and clients wait longer than that.
+const WRITER_PATIENCE: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// HTTP/2 connections to the writer: each has one lock in h2, and hundreds of clients' streams share them.
+const CONNECTIONS: usize = 4;
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+const FORWARDED: HeaderName = HeaderName::from_static("duet-forwarded");
+
+/// Connections to the writer; clones share them.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    channels: Arc<[Channel]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    /// Connections to `url`, made when they are needed and made again when they break. `tls` is for `https` and `unixs`.
+    ///
+    /// # Errors
+    /// `url` is no URL, or needs TLS and there is none.
+    pub fn new(url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<Self, String> {
+        let address = Address::parse(url, tls)?;
+        let endpoint = Endpoint::from_shared(address.origin())
+            .map_err(|error| format!("{url}: {error}"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE);
+        let connect = |_| {
+            let address = address.clone();
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                let address = address.clone();
+                async move { address.connect().await.map(TokioIo::new) }
+            }))
+        };
+        Ok(Self { channels: (0..CONNECTIONS).map(connect).collect(), next: Arc::default() })
+    }
+
+    fn channel(&self) -> Channel {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        self.channels[turn % self.channels.len()].clone()
+    }
+}
+
+/// Where the writer is.
+#[derive(Clone)]
+enum Address {
+    Tcp { authority: String, tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)> },
+    Unix { path: String, tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)> },
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Address {
+    fn parse(url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<Self, String> {
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| format!("{url} is no URL"))?;
+        let secured = |host: &str| -> Result<_, String> {
+            let config =
+                tls.clone().ok_or_else(|| format!("{url} needs TLS: name certificates with --cert-file and --key-file"))?;
+            let name =
+                ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|error| format!("{url}: {error}"))?;
+            Ok(Some((name, config)))
+        };
+        let host = || rest.rsplit_once(':').map_or(rest, |(host, _)| host);
+        match scheme {
+            "http" => Ok(Self::Tcp { authority: rest.to_owned(), tls: None }),
+            "https" => Ok(Self::Tcp { authority: rest.to_owned(), tls: secured(host())? }),
+            "unix" => Ok(Self::Unix { path: rest.to_owned(), tls: None }),
+            "unixs" => Ok(Self::Unix { path: rest.to_owned(), tls: secured("localhost")? }),
+            _ => Err(format!("{url} has an unknown scheme")),
+        }
+    }
+
+    fn origin(&self) -> String {
+        match self {
+            Self::Tcp { authority, .. } => format!("http://{authority}"),
+            Self::Unix { .. } => "http://localhost".to_owned(),
+        }
+    }
+
+    async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
+        match self {
+            Self::Tcp { authority, tls } => {
+                let stream = TcpStream::connect(authority).await?;
+                stream.set_nodelay(true)?;
+                secure(stream, tls.as_ref()).await
+            }
+            Self::Unix { path, tls } => secure(UnixStream::connect(path).await?, tls.as_ref()).await,
+        }
+    }
+}
+
+async fn secure(
+    stream: impl Stream + 'static,
+    tls: Option<&(ServerName<'static>, Arc<rustls::ClientConfig>)>,
+) -> std::io::Result<Box<dyn Stream>> {
+    match tls {
+        None => Ok(Box::new(stream)),
+        Some((name, config)) => {
+            let stream = TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
+/// Who answers a request.
+#[derive(Clone, Debug, Default)]
+pub enum Answering {
+    /// This process.
+    Here,
+    /// The writer that these connections lead to.
+    There(Upstream),
+    /// Nobody, for the moment.
+    #[default]
+    Nobody,
+}
+
+/// Wraps a router: requests go to it while this process answers, and to the writer otherwise.
+#[derive(Clone)]
+pub struct ProxyLayer {
+    answering: watch::Receiver<Answering>,
+    metrics: Metrics,
+}
+
+impl ProxyLayer {
+    /// A layer that asks `answering` for each request.
+    #[must_use]
+    pub fn new(answering: watch::Receiver<Answering>, metrics: Metrics) -> Self {
+        Self { answering, metrics }
+    }
+}
+
+impl<S> tower::Layer<S> for ProxyLayer {
+    type Service = Proxy<S>;
+    fn layer(&self, inner: S) -> Proxy<S> {
+        Proxy { inner, layer: self.clone() }
+    }
+}
+
+/// The service that [`ProxyLayer`] makes.
+#[derive(Clone)]
+pub struct Proxy<S> {
+    inner: S,
+    layer: ProxyLayer,
+}
+
+impl<S> Service<Request<Body>> for Proxy<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if matches!(*self.layer.answering.borrow(), Answering::Here) {
+            return Box::pin(self.inner.call(request));
+        }
+        let (layer, inner) = (self.layer.clone(), self.inner.clone());
+        let forwarded = request.headers().contains_key(FORWARDED);
+        Box::pin(async move {
+            match layer.somebody(forwarded).await {
+                Answering::Here => inner.oneshot(request).await,
+                Answering::There(upstream) => {
+                    layer.metrics.net.proxied_total.inc();
+                    Ok(forward(upstream.channel(), request).await)
+                }
+                Answering::Nobody => Ok(Status::unavailable(RETRIABLE).into_http()),
+            }
+        })
+    }
+}
+
+impl ProxyLayer {
+    /// Waits, but not for long, until somebody can answer.
+    async fn somebody(&self, forwarded: bool) -> Answering {
+        let mut answering = self.answering.clone();
+        let fits = |now: &Answering| match now {
+            Answering::Here => true,
+            Answering::There(_) => !forwarded,
+            Answering::Nobody => false,
+        };
+        let found = timeout(WRITER_PATIENCE, answering.wait_for(fits)).await;
+        found.ok().and_then(Result::ok).map_or(Answering::Nobody, |now| now.clone())
+    }
+}
+
+async fn forward(mut channel: Channel, request: Request<Body>) -> Response<Body> {
+    let mut request = request.map(tonic::body::Body::new);
+    request.headers_mut().insert(FORWARDED, HeaderValue::from_static("1"));
+    let answer = match ServiceExt::<Request<tonic::body::Body>>::ready(&mut channel).await {
+        Ok(ready) => ready.call(request).await,
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(response) => response.map(|body| Body::new(Forwarded { inner: body, ended: false })),
+        Err(error) => {
+            let (sent, text) = if was_not_sent(&error) { ("nothing was sent", RETRIABLE) } else { ("no answer came", LOST) };
+            tracing::debug!(%error, sent, "the writer can't be reached");
+            Status::unavailable(text).into_http()
+        }
+    }
+}
+
+/// Whether the request certainly never left: no connection could be made for it.
+fn was_not_sent(error: &tonic::transport::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A body that ends with a gRPC status even when its connection breaks: without one, clientv3 would see an Internal error
+/// made up by its own library.
+struct Forwarded {
+    inner: tonic::body::Body,
+    ended: bool,
+}
+
+impl HttpBody for Forwarded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Err(_)) => {
+                self.ended = true;
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", HeaderValue::from(Code::Unavailable as i32));
+                trailers.insert("grpc-message", HeaderValue::from_static(LOST));
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            other => other,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use tokio_util::sync::CancellationToken;
+    use tonic_health::ServingStatus;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+
+    use crate::config::{Keepalive, ListenUrl};
+    use crate::net::{Listeners, ServeOptions, serve};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn start(router: Router) -> (String, CancellationToken, tokio::task::JoinHandle<crate::net::Drained>) {
+        let listeners = Listeners::bind(&ListenUrl::parse_list("http://127.0.0.1:0").unwrap(), false).unwrap();
+        let (url, stop) = (listeners.urls().remove(0), CancellationToken::new());
+        let options = ServeOptions {
+            max_concurrent_streams: u32::MAX,
+            keepalive: Keepalive { interval: None, timeout: None },
+            drain: Duration::from_millis(50),
+            tls: None,
+            metrics: Metrics::unshared(),
+        };
+        let served = tokio::spawn(serve(listeners, router, stop.clone(), options));
+        (url, stop, served)
+    }
+
+    async fn health(status: ServingStatus) -> Router {
+        let (reporter, service) = tonic_health::server::health_reporter();
+        reporter.set_service_status("x", status).await;
+        tonic::service::Routes::new(service).into_axum_router()
+    }
+
+    struct Replica {
+        client: HealthClient<Channel>,
+        answering: watch::Sender<Answering>,
+        metrics: Metrics,
+        _stop: tokio_util::sync::DropGuard,
+    }
+
+    /// A replica that itself says NOT_SERVING, so that one sees who answered.
+    async fn replica(answering: Answering) -> Replica {
+        let (answering, receiver) = watch::channel(answering);
+        let metrics = Metrics::unshared();
+        let router = health(ServingStatus::NotServing).await.layer(ProxyLayer::new(receiver, metrics.clone()));
+        let (url, stop, _) = start(router);
+        let client = HealthClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap());
+        Replica { client, answering, metrics, _stop: stop.drop_guard() }
+    }
+
+    fn ask() -> HealthCheckRequest {
+        HealthCheckRequest { service: "x".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn calls_and_streams_go_to_the_writer_until_this_process_is_it() {
+        let (writer, stop, served) = start(health(ServingStatus::Serving).await);
+        let mut replica = replica(Answering::There(Upstream::new(&writer, None).unwrap())).await;
+        assert_eq!(replica.client.check(ask()).await.unwrap().into_inner().status, 1);
+        let mut stream = replica.client.watch(ask()).await.unwrap().into_inner();
+        assert_eq!(stream.message().await.unwrap().unwrap().status, 1);
+        assert_eq!(replica.metrics.net.proxied_total.get(), 2);
+
+        // The writer dies under the stream: the client is told in words that make a watch resume.
+        stop.cancel();
+        timeout(PATIENCE, served).await.unwrap().unwrap();
+        let ended = timeout(PATIENCE, stream.message()).await.unwrap().unwrap_err();
+        assert_eq!((ended.code(), ended.message()), (Code::Unavailable, LOST));
+        let refused = replica.client.check(ask()).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, RETRIABLE));
+
+        // The same client connection, now answered here.
+        replica.answering.send_replace(Answering::Here);
+        assert_eq!(replica.client.check(ask()).await.unwrap().into_inner().status, 2);
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_for_a_writer_to_appear_but_not_for_ever() {
+        let mut replica = replica(Answering::Nobody).await;
+        let refused = timeout(PATIENCE, replica.client.check(ask())).await.unwrap().unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, RETRIABLE));
+        let mut waiting = replica.client.clone();
+        let call = tokio::spawn(async move { waiting.check(ask()).await });
+        replica.answering.send_replace(Answering::Here);
+        assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap().unwrap().into_inner().status, 2);
+    }
+
+    #[tokio::test]
+    async fn replicas_that_take_each_other_for_the_writer_do_not_forward_in_circles() {
+        let (sender, receiver) = watch::channel(Answering::Nobody);
+        let metrics = Metrics::unshared();
+        let (url, _stop, _) = start(health(ServingStatus::Serving).await.layer(ProxyLayer::new(receiver, metrics.clone())));
+        sender.send_replace(Answering::There(Upstream::new(&url, None).unwrap())); // itself
+        let mut client = HealthClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap());
+        let refused = timeout(PATIENCE, client.check(ask())).await.unwrap().unwrap_err();
+        assert_eq!(refused.message(), RETRIABLE);
+        assert_eq!(metrics.net.proxied_total.get(), 1);
+    }
+}
