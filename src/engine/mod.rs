@@ -9,6 +9,7 @@
 //!
 //! What it deliberately doesn't do: validate request fields or know etcd's error texts (the façade does), speak SQL (storage does).
 
+mod auto_compaction;
 mod clock;
 mod compactor;
 mod error;
@@ -42,6 +43,7 @@ use crate::watch::WatchHub;
 
 use history::StoreHistory;
 
+pub use auto_compaction::AutoCompaction;
 pub use clock::LessorClock;
 pub use error::Error;
 pub use hash::KvHash;
@@ -204,6 +206,7 @@ impl Engine {
         let tasks = TaskTracker::new();
         tasks.spawn(writer::drive(Arc::clone(&shared), requests_rx, confirms_rx));
         tasks.spawn(compactor::run(Arc::clone(&shared)));
+        tasks.spawn(auto_compaction::run(Arc::clone(&shared), shared.options.auto_compaction));
         tasks.spawn(watch_disk_usage(Arc::clone(&shared)));
         tasks.close();
         Self { shared, tasks }

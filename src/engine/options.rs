@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::AutoCompaction;
 use crate::mvcc::StoreOptions;
 use crate::sequencer::BatchCaps;
 use crate::watch::WatchConfig;
@@ -41,6 +42,8 @@ pub struct Options {
     pub advertise_client_urls: Vec<String>,
     /// Seconds granted at least to every lease (etcd: one and a half election timeouts, rounded up).
     pub lease_ttl_min: i64,
+    /// What history is kept without anybody asking for compactions.
+    pub auto_compaction: AutoCompaction,
     /// Keys that one step of a compaction looks at.
     pub compaction_batch_keys: usize,
     /// The pause between two steps of a compaction.
@@ -63,6 +66,7 @@ impl Default for Options {
             read_right: ReadRight::Confirm,
             advertise_client_urls: Vec::new(),
             lease_ttl_min: 2,
+            auto_compaction: AutoCompaction::Off,
             compaction_batch_keys: 1000,
             compaction_pause: Duration::from_millis(10),
             watch: WatchConfig::default(),
