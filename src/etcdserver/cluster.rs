@@ -25,9 +25,9 @@ impl Cluster for EtcdServer {
         ))
     }
 
-    async fn member_remove(&self, _request: Request<MemberRemoveRequest>) -> Result<Response<MemberRemoveResponse>, Status> {
-        // etcd looks at what would be left before it looks for the id: of one member nothing would be. On the wire this error has
-        // the code Unknown, because etcd hands out the client's form of it.
+    async fn member_remove(&self, request: Request<MemberRemoveRequest>) -> Result<Response<MemberRemoveResponse>, Status> {
+        self.require_own_id(request.into_inner().id)?;
+        // Nothing would be left. On the wire this error has the code Unknown, because etcd hands out the client's form of it.
         Err(Status::unknown(Error::MemberNotEnoughStarted.text()))
     }
 

@@ -1,10 +1,11 @@
 //! What is looked at before a service sees a request: whether there is a leader if the client requires one, and how large its messages
-//! are.
+//! are; and gRPC's own refusals in grpc-go's words, as etcd's clients know them.
 //!
 //! tonic refuses a large message with OutOfRange; gRPC's own libraries, and so etcd, answer ResourceExhausted, and clients tell these
 //! apart. So the body is watched here as it arrives: the prefix that announces too large a message ends it, before it is buffered.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::watch;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::error::Error;
 use super::leader;
@@ -28,12 +29,14 @@ const CLIENT_API_VERSION: &str = "client-api-version";
 pub(super) struct GateLayer {
     role: watch::Receiver<Role>,
     message_bytes_max: usize,
+    /// The services that are there: any other is unknown.
+    services: Arc<[&'static str]>,
 }
 
 impl GateLayer {
-    /// Checks that refuse messages of more than `message_bytes_max` bytes.
-    pub(super) fn new(role: watch::Receiver<Role>, message_bytes_max: usize) -> Self {
-        Self { role, message_bytes_max }
+    /// Checks before `services`, which refuse messages of more than `message_bytes_max` bytes.
+    pub(super) fn new(role: watch::Receiver<Role>, message_bytes_max: usize, services: Vec<&'static str>) -> Self {
+        Self { role, message_bytes_max, services: services.into() }
     }
 }
 
@@ -72,7 +75,16 @@ where
             return Box::pin(async move { Ok(refusal) });
         }
         let limit = self.gate.message_bytes_max;
-        Box::pin(self.inner.call(request.map(|body| Body::new(LimitedBody { inner: body, framing: Framing::default(), limit }))))
+        let (uri, services) = (request.uri().clone(), Arc::clone(&self.gate.services));
+        let answer =
+            self.inner.call(request.map(|body| Body::new(LimitedBody { inner: body, framing: Framing::default(), limit })));
+        Box::pin(async move {
+            let mut response = answer.await?;
+            if response.headers().contains_key("grpc-status") {
+                reword(uri.path(), &services, response.headers_mut());
+            }
+            Ok(response)
+        })
     }
 }
 
@@ -85,6 +97,27 @@ fn check(headers: &HeaderMap, role: &watch::Receiver<Role>) -> Result<(), Error>
         return Err(Error::NoLeader);
     }
     Ok(())
+}
+
+/// Gives the refusals that tonic makes by itself the texts that grpc-go gives them.
+fn reword(path: &str, services: &[&str], headers: &mut HeaderMap) {
+    let Some(status) = Status::from_header_map(headers) else { return };
+    let reworded = match status.code() {
+        Code::Unimplemented if status.message().is_empty() => {
+            let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
+            Status::unimplemented(if services.contains(&service) {
+                format!("unknown method {method} for service {service}")
+            } else {
+                format!("unknown service {service}")
+            })
+        }
+        Code::Internal if status.message().starts_with("failed to decode Protobuf message") => {
+            Status::internal("grpc: error unmarshalling request: proto: cannot parse invalid wire-format data")
+        }
+        _ => return,
+    };
+    // Only a text that can't be a header fails here; the status then stays as it was.
+    let _ = reworded.add_header(headers);
 }
 
 /// Finds the lengths of the messages in a gRPC body: each is a flag byte, four bytes of length, and the payload.

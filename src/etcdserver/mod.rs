@@ -19,6 +19,7 @@ mod cluster;
 mod cluster_urls;
 pub mod error;
 mod gate;
+mod health;
 mod kv;
 mod leader;
 mod lease;
@@ -28,16 +29,16 @@ pub mod validate;
 mod version;
 mod watch;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic::server::NamedService;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Role};
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
@@ -115,19 +116,16 @@ impl EtcdServer {
     /// All gRPC routes, to be served beside the HTTP ones on the client port.
     pub fn router(&self) -> axum::Router {
         let limit = self.inner.config.max_request_bytes + GRPC_OVERHEAD_BYTES;
-        let (reporter, health) = tonic_health::server::health_reporter();
-        tokio::spawn(report_stop(reporter, self.inner.stop.clone()));
-        Routes::default()
-            .add_service(KvServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(WatchServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(LeaseServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(ClusterServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(MaintenanceServer::new(self.clone()).max_decoding_message_size(limit))
-            .add_service(health)
-            .add_service(reflection().build_v1().expect("the descriptors are built with the program"))
-            .add_service(reflection().build_v1alpha().expect("the descriptors are built with the program"))
-            .into_axum_router()
-            .layer(gate::GateLayer::new(self.inner.engine.role(), limit))
+        Services::default()
+            .add(KvServer::new(self.clone()).max_decoding_message_size(limit))
+            .add(WatchServer::new(self.clone()).max_decoding_message_size(limit))
+            .add(LeaseServer::new(self.clone()).max_decoding_message_size(limit))
+            .add(ClusterServer::new(self.clone()).max_decoding_message_size(limit))
+            .add(MaintenanceServer::new(self.clone()).max_decoding_message_size(limit))
+            .add(health::service(self.inner.stop.clone()))
+            .add(reflection().build_v1().expect("the descriptors are built with the program"))
+            .add(reflection().build_v1alpha().expect("the descriptors are built with the program"))
+            .router(self.inner.engine.role(), limit)
             .layer(GrpcMetricsLayer::new(self.inner.metrics.clone()))
     }
 
@@ -205,15 +203,33 @@ impl EtcdServer {
     }
 }
 
+/// Routes, and the names of the services behind them.
+#[derive(Default)]
+struct Services {
+    routes: Routes,
+    names: Vec<&'static str>,
+}
+
+impl Services {
+    fn add<S>(mut self, service: S) -> Self
+    where
+        S: tower::Service<http::Request<tonic::body::Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
+        S::Response: axum::response::IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.names.push(S::NAME);
+        self.routes = self.routes.add_service(service);
+        self
+    }
+
+    fn router(self, role: tokio::sync::watch::Receiver<Role>, message_bytes_max: usize) -> axum::Router {
+        self.routes.into_axum_router().layer(gate::GateLayer::new(role, message_bytes_max, self.names))
+    }
+}
+
 /// Whether the client wants to be refused by a process that knows no leader.
 fn requires_leader(metadata: &tonic::metadata::MetadataMap) -> bool {
     metadata.get(gate::REQUIRE_LEADER).is_some_and(|value| value.as_bytes() == b"true")
-}
-
-/// grpc.health.v1 says SERVING until the process stops, as etcd does.
-async fn report_stop(reporter: HealthReporter, stop: CancellationToken) {
-    stop.cancelled().await;
-    reporter.set_service_status("", ServingStatus::NotServing).await;
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

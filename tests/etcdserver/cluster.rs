@@ -30,6 +30,8 @@ async fn membership_cannot_be_changed_over_the_api() {
     assert_refused(promote, Code::NotFound, "etcdserver: member not found");
     let promote = server.cluster().member_promote(pb::MemberPromoteRequest { id: own }).await;
     assert_refused(promote, Code::FailedPrecondition, "etcdserver: can only promote a learner member");
+    let remove = server.cluster().member_remove(pb::MemberRemoveRequest { id: own + 1 }).await;
+    assert_refused(remove, Code::NotFound, "etcdserver: member not found");
     let remove = server.cluster().member_remove(pb::MemberRemoveRequest { id: own }).await;
     let text = "etcdserver: re-configuration failed due to not enough started members";
     assert_refused(remove, Code::Unknown, text);

@@ -1,6 +1,6 @@
 use duet::proto::etcdserverpb as pb;
 use tonic::metadata::MetadataValue;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
 use crate::support::{Server, assert_refused, b, key};
 
@@ -55,6 +55,76 @@ async fn health_is_serving_until_the_server_stops() {
     assert_eq!(updates.message().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
     server.stop.cancel();
     assert_eq!(updates.message().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
+}
+
+#[tokio::test]
+async fn the_health_of_an_unknown_service_is_not_known() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let server = Server::start().await;
+    let mut health = HealthClient::new(server.channel());
+    let request = tonic_health::pb::HealthCheckRequest { service: "poetry".into() };
+    assert_refused(health.check(request.clone()).await, Code::NotFound, "unknown service");
+    let mut updates = health.watch(request).await.unwrap().into_inner();
+    assert_eq!(updates.message().await.unwrap().unwrap().status, ServingStatus::ServiceUnknown as i32);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_refused_in_grpcs_own_words() {
+    let server = Server::start().await;
+    let ask = async |path: &'static str, body: &'static [u8]| {
+        let mut client = tonic::client::Grpc::new(server.channel());
+        client.ready().await.expect("a connection");
+        let path = http::uri::PathAndQuery::from_static(path);
+        let request = Request::new(Raw(body));
+        client.unary::<_, Raw, _>(request, path, RawCodec).await
+    };
+    let text = "unknown method Rearrange for service etcdserverpb.KV";
+    assert_refused(ask("/etcdserverpb.KV/Rearrange", b"").await, Code::Unimplemented, text);
+    let text = "unknown service etcdserverpb.Poetry";
+    assert_refused(ask("/etcdserverpb.Poetry/Write", b"").await, Code::Unimplemented, text);
+    let text = "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data";
+    assert_refused(ask("/etcdserverpb.KV/Range", &[255, 255, 255]).await, Code::Internal, text);
+}
+
+/// A message that is sent as it is.
+#[derive(Debug)]
+struct Raw(&'static [u8]);
+
+struct RawCodec;
+
+impl tonic::codec::Codec for RawCodec {
+    type Encode = Raw;
+    type Decode = Raw;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl tonic::codec::Encoder for RawCodec {
+    type Item = Raw;
+    type Error = Status;
+
+    fn encode(&mut self, item: Raw, buffer: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), Status> {
+        bytes::BufMut::put_slice(buffer, item.0);
+        Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for RawCodec {
+    type Item = Raw;
+    type Error = Status;
+
+    fn decode(&mut self, _buffer: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<Raw>, Status> {
+        Ok(Some(Raw(b"")))
+    }
 }
 
 #[tokio::test]
