@@ -12,10 +12,11 @@ use tokio::sync::Semaphore;
 
 use super::hub_tests::put;
 use super::*;
-use crate::mvcc::RevisionEvents;
+use crate::mvcc::{RevisionEvents, Value, Version};
 use crate::proto::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchResponse};
+use crate::proto::mvccpb::KeyValue;
 use crate::storage::BoxFuture;
-use crate::types::Revision;
+use crate::types::{Rev, Revision};
 
 /// History in memory. Each read takes one permit.
 struct Past {
@@ -270,6 +271,75 @@ async fn a_client_that_asks_without_reading_is_held_back_until_it_reads() {
     assert!(futures_util::poll!(one_more.as_mut()).is_pending());
     assert!(next(&mut responses).await.created);
     assert!(futures_util::poll!(one_more.as_mut()).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_held_back_is_let_go_when_the_stream_is_closed() {
+    let fixture = Fixture::new(WatchConfig::default());
+    let (requests, responses) = fixture.open();
+    for _ in 0..Limits::default().control_entries {
+        requests.create(request("a", 0)).await;
+    }
+    let one_more = requests.create(request("a", 0));
+    tokio::pin!(one_more);
+    assert!(futures_util::poll!(one_more.as_mut()).is_pending());
+    drop(responses);
+    assert!(futures_util::poll!(one_more.as_mut()).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_watcher_gets_its_progress_beside_a_busy_one() {
+    let interval = Duration::from_secs(5);
+    let mut fixture = Fixture::new(WatchConfig { progress_interval: interval, ..WatchConfig::default() });
+    let (requests, mut responses) = fixture.open();
+    requests.create(WatchCreateRequest { progress_notify: true, ..request("quiet", 0) }).await;
+    requests.create(request("busy", 0)).await;
+    assert!(next(&mut responses).await.created);
+    assert!(next(&mut responses).await.created);
+    let mut progress = 0;
+    for _ in 0..120 {
+        fixture.publish(&["busy"]);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        let response = next(&mut responses).await;
+        progress += usize::from(response.watch_id == 0);
+    }
+    // Twelve at the shortest period; each comes somewhat late behind the events before it.
+    assert!((8..=12).contains(&progress), "{progress} in 60 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_previous_pair_is_sent_unless_it_is_compacted() {
+    let fixture = Fixture::new(WatchConfig::default());
+    let (requests, mut responses) = fixture.open();
+    requests.create(WatchCreateRequest { prev_kv: true, ..request("a", 0) }).await;
+    requests.create(request("a", 0)).await;
+    let revisions = [2, 3, 4].map(|revision| {
+        let mut revision = RevisionEvents::clone(&put(revision, &["a"]));
+        let event = &mut revision.events[0];
+        (event.row.create_revision, event.row.version) = (1, 7);
+        let rev = Rev::new(revision.revision - 1, 0);
+        let value = Value::Resident(Bytes::from_static(b"before"));
+        event.prev = Some(Version { rev, create_revision: 1, version: 6, lease: 9, value });
+        Arc::new(revision)
+    });
+    fixture.hub.publish(|| revisions.to_vec());
+    fixture.hub.compact(3);
+    assert!(next(&mut responses).await.created);
+    assert!(next(&mut responses).await.created);
+    let mut previous = Vec::new();
+    for _ in 0..6 {
+        let response = next(&mut responses).await;
+        previous.push((response.watch_id, response.events[0].prev_kv.clone()));
+    }
+    let pair = KeyValue {
+        key: Bytes::from_static(b"a"),
+        create_revision: 1,
+        mod_revision: 3,
+        version: 6,
+        value: Bytes::from_static(b"before"),
+        lease: 9,
+    };
+    assert_eq!(previous, [(0, None), (1, None), (0, None), (1, None), (0, Some(pair)), (1, None)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,3 +100,46 @@ fn fragments(mut whole: WatchResponse, max_bytes: usize) -> VecDeque<WatchRespon
     parts.push_back(part);
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// etcd's `sendFragments`, step by step: encodes each candidate.
+    fn etcds_fragments(whole: &WatchResponse, max_bytes: usize) -> Vec<WatchResponse> {
+        if whole.encoded_len() < max_bytes || whole.events.len() < 2 {
+            return vec![whole.clone()];
+        }
+        let mut parts = Vec::new();
+        let mut sent = 0;
+        while sent < whole.events.len() {
+            let mut part = WatchResponse { fragment: true, events: Vec::new(), ..whole.clone() };
+            for event in &whole.events[sent..] {
+                part.events.push(event.clone());
+                if part.events.len() > 1 && part.encoded_len() >= max_bytes {
+                    part.events.pop();
+                    break;
+                }
+                sent += 1;
+            }
+            part.fragment = sent < whole.events.len();
+            parts.push(part);
+        }
+        parts
+    }
+
+    proptest! {
+        #[test]
+        fn responses_are_split_where_etcd_splits_them(sizes in prop::collection::vec(0..300usize, 0..12), max_bytes in 1..600usize) {
+            let event = |size| mvccpb::Event {
+                kv: Some(KeyValue { key: Bytes::from(vec![b'k'; size]), mod_revision: 5, ..KeyValue::default() }),
+                ..mvccpb::Event::default()
+            };
+            let header = Some(ResponseHeader { cluster_id: u64::MAX, member_id: 7, revision: 5, raft_term: 2 });
+            let whole = WatchResponse { header, watch_id: 3, events: sizes.into_iter().map(event).collect(), ..Default::default() };
+            prop_assert_eq!(Vec::from(fragments(whole.clone(), max_bytes)), etcds_fragments(&whole, max_bytes));
+        }
+    }
+}
