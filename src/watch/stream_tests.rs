@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::Semaphore;
 
 use super::hub_tests::put;
@@ -408,4 +410,55 @@ async fn an_event_larger_than_a_fragment_is_sent_alone() {
     fixture.publish(&["a", "b"]);
     let (first, second) = (next(&mut responses).await, next(&mut responses).await);
     assert_eq!((first.events.len(), first.fragment, second.events.len(), second.fragment), (1, true, 1, false));
+}
+
+/// A client that reads at a pace of its own and checks that nothing is missing, doubled or out of order.
+async fn read_all(mut responses: WatchResponses, watchers: usize, from: Vec<Revision>, last: Revision, mut rng: SmallRng) {
+    let mut upto = from;
+    while upto.iter().any(|upto| *upto <= last) {
+        let response = next(&mut responses).await;
+        if response.created {
+            continue;
+        }
+        let id = usize::try_from(response.watch_id).expect("ids are small");
+        assert!(id < watchers);
+        for revision in revisions(&response) {
+            assert_eq!(revision, upto[id], "watcher {id}");
+            upto[id] += 1;
+        }
+        if rng.random_ratio(1, 20) {
+            tokio::time::sleep(Duration::from_micros(rng.random_range(0..2000))).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_wake_up_is_lost_between_publishers_readers_and_replays() {
+    const LAST: Revision = 3000;
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let limits = Limits { queue_entries: 16, ..Limits::default() };
+    let mut fixture = Fixture::new(WatchConfig { limits, ..WatchConfig::default() });
+    let mut readers = Vec::new();
+    for _ in 0..LAST - 1 {
+        if readers.len() < 24 && rng.random_ratio(1, 40) {
+            let (requests, responses) = fixture.open();
+            let from: Vec<Revision> = (0..rng.random_range(1..4)).map(|_| rng.random_range(2..=fixture.current + 1)).collect();
+            for start in &from {
+                requests.create(request("a", *start)).await;
+            }
+            let rng = SmallRng::seed_from_u64(rng.random());
+            readers.push(tokio::spawn(read_all(responses, from.len(), from, LAST, rng)));
+        }
+        fixture.publish(&["a"]);
+        if rng.random_ratio(1, 10) {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(!readers.is_empty());
+    for reader in readers {
+        reader.await.expect("the reader saw everything");
+    }
+    assert_eq!(fixture.hub.stats(), HubStats::default());
 }
