@@ -1,0 +1,77 @@
+//! Makes a script that shows a difference shorter, as long as it still shows one.
+
+use anyhow::Result;
+
+use crate::random::{plainer_watch, smaller_txns};
+use crate::script::{Case, Request, Step};
+use crate::server::Pair;
+
+/// Replays that one shrinking may take.
+const REPLAYS_MAX: usize = 250;
+
+/// A shrunk case and the difference that it shows.
+pub struct Shrunk {
+    pub case: Case,
+    pub difference: String,
+}
+
+/// Shrinks `case`, which differs.
+pub async fn shrink(pair: &mut Pair, case: Case) -> Result<Shrunk> {
+    let mut replays = 0;
+    let difference =
+        crate::compare(pair, &case).await?.unwrap_or_else(|| "  not again: the difference doesn't show every time".to_owned());
+    let mut best = Shrunk { case, difference };
+    let mut chunk = best.case.steps.len();
+    while chunk > 0 {
+        let mut from = 0;
+        while from < best.case.steps.len() && replays < REPLAYS_MAX {
+            replays += 1;
+            let mut steps = best.case.steps.clone();
+            steps.drain(from..(from + chunk).min(steps.len()));
+            if !attempt(pair, &mut best, steps).await? {
+                from += chunk;
+            }
+        }
+        chunk /= 2;
+    }
+    while replays < REPLAYS_MAX && simplify(pair, &mut best, &mut replays).await? {}
+    Ok(best)
+}
+
+/// Takes `steps` if they still differ.
+async fn attempt(pair: &mut Pair, best: &mut Shrunk, steps: Vec<Step>) -> Result<bool> {
+    let case = Case { steps, ..best.case.clone() };
+    match crate::compare(pair, &case).await? {
+        Some(difference) => {
+            *best = Shrunk { case, difference };
+            Ok(true)
+        }
+        None => Ok(false),
+    }
+}
+
+/// Tries smaller forms of each step; true when one still differs.
+async fn simplify(pair: &mut Pair, best: &mut Shrunk, replays: &mut usize) -> Result<bool> {
+    for i in 0..best.case.steps.len() {
+        for step in smaller(&best.case.steps[i]) {
+            *replays += 1;
+            let mut steps = best.case.steps.clone();
+            steps[i] = step;
+            if attempt(pair, best, steps).await? {
+                return Ok(true);
+            }
+            if *replays >= REPLAYS_MAX {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn smaller(step: &Step) -> Vec<Step> {
+    match step {
+        Step::Call(Request::Txn(txn)) => smaller_txns(txn).into_iter().map(|txn| Step::Call(Request::Txn(txn))).collect(),
+        Step::Send(stream, request) => plainer_watch(request).map(|request| Step::Send(*stream, request)).into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
