@@ -122,7 +122,9 @@ func report(t *testing.T, results Results, e event, output string) {
 // PackageDir returns where the source of a package is.
 func PackageDir(t *testing.T, path string) string {
 	t.Helper()
-	output, err := exec.Command("go", "list", "-f", "{{.Dir}}", path).Output()
+	cmd := exec.Command("go", "list", "-f", "{{.Dir}}", path)
+	cmd.Stderr = os.Stderr
+	output, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("go list %s: %v", path, err)
 	}
