@@ -13,22 +13,20 @@
 package testserver
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"duet.local/conformance/harness/process"
 )
 
 // readyLine is what etcd prints, and programs that start an etcd wait for, once clients can be served.
@@ -37,8 +35,6 @@ const readyLine = "ready to serve client requests"
 const (
 	startTimeout = 60 * time.Second
 	stopTimeout  = 30 * time.Second
-	// logTail is how much of the server's log a failed test shows.
-	logTail = 3 << 10
 )
 
 // Kind says whose server is under test.
@@ -83,8 +79,8 @@ type Server struct {
 	options Options
 	binary  string
 	store   *sharedStore
-	log     *logFile
-	process *process
+	log     *process.Log
+	process *process.Process
 	ownDir  string
 }
 
@@ -113,7 +109,7 @@ func Start(t testing.TB, options Options) *Server {
 			t.Errorf("stopping the server: %v", err)
 		}
 		if t.Failed() {
-			t.Logf("the end of the server's log:\n%s", server.log.tail())
+			t.Logf("the end of the server's log:\n%s", server.log.Tail())
 		}
 	})
 	return server
@@ -140,7 +136,7 @@ func Launch(options Options) (*Server, error) {
 	if s.Dir == "" {
 		s.Dir = filepath.Join(ownDir, "data")
 	}
-	if s.log, err = newLogFile(filepath.Join(ownDir, "server.log")); err != nil {
+	if s.log, err = process.NewLog(filepath.Join(ownDir, "server.log")); err != nil {
 		return nil, err
 	}
 	if kind == Duet && os.Getenv("DUET_TEST_PG") != "" {
@@ -161,8 +157,8 @@ func Launch(options Options) (*Server, error) {
 		if err == nil {
 			return s, nil
 		}
-		if options.ClientURL != "" || attempt == 2 || !strings.Contains(s.log.tail(), "address already in use") {
-			tail := s.log.tail()
+		if options.ClientURL != "" || attempt == 2 || !strings.Contains(s.log.Tail(), "address already in use") {
+			tail := s.log.Tail()
 			return nil, fmt.Errorf("%w; the end of its log:\n%s", errors.Join(err, s.Close()), tail)
 		}
 	}
@@ -170,20 +166,24 @@ func Launch(options Options) (*Server, error) {
 
 // Restart starts the server's process on the store and the ports that it had. The process must be gone.
 func (s *Server) Restart() error {
-	process, err := startProcess(exec.Command(s.binary, s.arguments()...), s.log)
+	cmd := exec.Command(s.binary, s.arguments()...)
+	// Both read settings from the environment; what chooses the server is not meant for it.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "ETCD_") || strings.HasPrefix(variable, "DUET_")
+	})
+	started, err := process.Start(cmd, s.log, readyLine)
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", s.binary, err)
 	}
-	s.process = process
+	s.process = started
 	select {
-	case <-process.ready:
+	case <-started.Ready():
 		return nil
-	case <-process.gone:
-		return fmt.Errorf("%s %s ended before it was ready: %v", s.binary, strings.Join(s.arguments(), " "), process.err)
+	case <-started.Gone():
+		return fmt.Errorf("%s %s ended before it was ready: %v", s.binary, strings.Join(cmd.Args[1:], " "), started.Err())
 	case <-time.After(startTimeout):
-		process.signal(syscall.SIGKILL)
-		<-process.gone
-		return fmt.Errorf("%s %s was not ready after %v", s.binary, strings.Join(s.arguments(), " "), startTimeout)
+		started.Kill()
+		return fmt.Errorf("%s %s was not ready after %v", s.binary, strings.Join(cmd.Args[1:], " "), startTimeout)
 	}
 }
 
@@ -226,28 +226,16 @@ func (s *Server) Host() string {
 }
 
 // Log returns the end of what the server has printed.
-func (s *Server) Log() string { return s.log.tail() }
+func (s *Server) Log() string { return s.log.Tail() }
 
 // Gone is closed when the running process has ended, whoever ended it.
-func (s *Server) Gone() <-chan struct{} { return s.process.gone }
+func (s *Server) Gone() <-chan struct{} { return s.process.Gone() }
 
 // Kill ends the process with SIGKILL and waits until it is gone. Its PostgreSQL, if it has one, stays.
-func (s *Server) Kill() {
-	s.process.signal(syscall.SIGKILL)
-	<-s.process.gone
-}
+func (s *Server) Kill() { s.process.Kill() }
 
 // Stop asks the process to end, as an init system would, and waits until it has.
-func (s *Server) Stop() error {
-	s.process.signal(syscall.SIGTERM)
-	select {
-	case <-s.process.gone:
-		return nil
-	case <-time.After(stopTimeout):
-		s.Kill()
-		return fmt.Errorf("%s was still there %v after SIGTERM", s.binary, stopTimeout)
-	}
-}
+func (s *Server) Stop() error { return s.process.Stop(stopTimeout) }
 
 // Close stops the server and removes what it leaves, a PostgreSQL that outlived it among that.
 func (s *Server) Close() error {
@@ -264,7 +252,7 @@ func (s *Server) Close() error {
 	if s.store != nil {
 		err = errors.Join(err, s.store.drop())
 	}
-	return errors.Join(err, s.log.close(), os.RemoveAll(s.ownDir))
+	return errors.Join(err, s.log.Close(), os.RemoveAll(s.ownDir))
 }
 
 // PostgresPID returns the pid of the running PostgreSQL whose data directory is below the server's.
@@ -328,91 +316,3 @@ func FreePort() int {
 	defer listener.Close()
 	return listener.Addr().(*net.TCPAddr).Port
 }
-
-// process is a started command whose output is looked through for the ready line.
-type process struct {
-	cmd   *exec.Cmd
-	ready chan struct{}
-	gone  chan struct{}
-	err   error // why it ended; to be read after gone
-}
-
-func startProcess(cmd *exec.Cmd, log *logFile) (*process, error) {
-	reader, writer := io.Pipe()
-	cmd.Stdout, cmd.Stderr = writer, writer
-	// Both read settings from the environment; what chooses the server is not meant for it.
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return strings.HasPrefix(variable, "ETCD_") || strings.HasPrefix(variable, "DUET_")
-	})
-	// A test binary that is killed must not leave servers behind. SIGTERM, so that Duet stops its PostgreSQL too.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	// What a server's own grandchildren hold open must not keep Wait waiting.
-	cmd.WaitDelay = time.Second
-	p := &process{cmd: cmd, ready: make(chan struct{}), gone: make(chan struct{})}
-
-	go func() {
-		lines := bufio.NewReader(reader)
-		var seen bool
-		for {
-			line, err := lines.ReadString('\n')
-			log.write(line)
-			if !seen && strings.Contains(line, readyLine) {
-				seen = true
-				close(p.ready)
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	started := make(chan error)
-	go func() {
-		// The death signal is sent when the thread that started the process ends, so this one must last as long.
-		runtime.LockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = cmd.Wait()
-			writer.Close()
-			close(p.gone)
-		}
-	}()
-	if err := <-started; err != nil {
-		writer.Close()
-		return nil, err
-	}
-	return p, nil
-}
-
-func (p *process) signal(signal syscall.Signal) {
-	_ = p.cmd.Process.Signal(signal)
-}
-
-// logFile keeps all of a server's output in a file and can show the end of it.
-type logFile struct {
-	mu   sync.Mutex
-	file *os.File
-	last []byte
-}
-
-func newLogFile(path string) (*logFile, error) {
-	file, err := os.Create(path)
-	return &logFile{file: file}, err
-}
-
-func (l *logFile) write(line string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, _ = l.file.WriteString(line)
-	if l.last = append(l.last, line...); len(l.last) > 2*logTail {
-		l.last = append([]byte(nil), l.last[len(l.last)-logTail:]...)
-	}
-}
-
-func (l *logFile) tail() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return string(l.last)
-}
-
-func (l *logFile) close() error { return l.file.Close() }
