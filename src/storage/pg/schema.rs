@@ -40,7 +40,7 @@ pub async fn ensure(client: &Client) -> Result<(), LogError> {
 }
 
 async fn version(client: &Client) -> Result<i32, LogError> {
-    let exists = client.query_one("SELECT to_regclass('duet.meta') IS NOT NULL", &[]).await.map_err(unavailable)?;
+    let exists = client.query_one("SELECT to_regclass('duet.meta') IS NOT NULL", &[]).await.map_err(explain)?;
     if !exists.get::<_, bool>(0) {
         return Ok(0);
     }
