@@ -114,6 +114,7 @@ impl Prepared {
             store: StoreOptions { value_budget: config.value_cache_bytes.as_usize(), ..defaults.store },
             quota_bytes,
             read_right,
+            auto_compaction: config.compaction.auto,
             advertise_client_urls: self.advertised.clone(),
             compaction_batch_keys: config.compaction.batch_limit,
             compaction_pause: config.compaction.sleep_interval,
@@ -288,6 +289,10 @@ struct EngineHealth(Engine);
 impl Health for EngineHealth {
     fn has_leader(&self) -> bool {
         matches!(*self.0.role().borrow(), Role::Active)
+    }
+
+    fn refresh_metrics(&self) {
+        self.0.refresh_metrics();
     }
 
     fn alarms(&self) -> Vec<&'static str> {

@@ -22,6 +22,7 @@ pub use raw::{Origin, Raw, Sources};
 pub use units::ByteSize;
 pub use url::{ListenAddress, ListenUrl};
 
+use crate::engine::AutoCompaction;
 use crate::telemetry::log::{LogFormat, LogOutput};
 
 /// Everything that a server needs to know, valid.
@@ -113,21 +114,10 @@ pub struct Keepalive {
     pub timeout: Option<Duration>,
 }
 
-/// `--auto-compaction-mode` and `--auto-compaction-retention`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AutoCompaction {
-    /// Clients compact (Kubernetes does).
-    Off,
-    /// Keep this much time.
-    Periodic(Duration),
-    /// Keep this many revisions.
-    Revisions(i64),
-}
-
 /// Compaction.
 #[derive(Clone, Debug)]
 pub struct Compaction {
-    /// Compaction without being asked.
+    /// `--auto-compaction-mode` and `--auto-compaction-retention`.
     pub auto: AutoCompaction,
     /// `--compaction-batch-limit`.
     pub batch_limit: usize,

@@ -10,7 +10,8 @@ use super::error::ConfigError;
 use super::raw::Raw;
 use super::units::{ByteSize, parse_duration};
 use super::url::ListenUrl;
-use super::{AutoCompaction, Compaction, Config, EmbeddedPostgres, ExternalDatabase, Keepalive, Limits, Logging, TlsConfig};
+use super::{Compaction, Config, EmbeddedPostgres, ExternalDatabase, Keepalive, Limits, Logging, TlsConfig};
+use crate::engine::AutoCompaction;
 use crate::telemetry::log::{LogFormat, LogOutput};
 
 /// etcd's quota where none is named (`storage/quota.go`).

@@ -82,6 +82,10 @@ async fn session(
     };
     shared.set_role(Role::Recovering);
     recovery::recover(shared, writer.as_mut()).await?;
+    if shared.disk_bytes.load(Ordering::Relaxed) == 0 {
+        // Status divides by it: etcdctl's table does so without looking.
+        shared.refresh_disk_usage().await;
+    }
     let mut serving = Serving::new(shared, writer.as_mut());
     shared.set_role(Role::Active);
     shared.compaction.notify_one();

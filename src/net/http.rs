@@ -26,6 +26,8 @@ const METRICS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=u
 pub trait Health: Send + Sync + 'static {
     /// Whether there is a writer.
     fn has_leader(&self) -> bool;
+    /// Sets the gauges that show a present state; called for each scrape.
+    fn refresh_metrics(&self) {}
     /// Names of the alarms that are raised: `NOSPACE`, `CORRUPT`.
     fn alarms(&self) -> Vec<&'static str>;
     /// Reads one key as etcd's checks do, linearizably or not; the error is etcd's text.
@@ -176,6 +178,7 @@ async fn health_reason(health: &dyn Health, excluded: &[String], serializable: b
 }
 
 async fn metrics_endpoint(State(shared): State<Shared>) -> Response<Body> {
+    shared.health.refresh_metrics();
     answer(StatusCode::OK, METRICS_TEXT, shared.metrics.render(), &[])
 }
 
