@@ -1,0 +1,275 @@
+//! The program itself: real processes, real PostgreSQL, the signals and exit codes that users and supervisors rely on.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use common::scratch;
+use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp, WatchOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// A wait that hangs must fail the test, not the build machine; starts include an initdb on a busy disk.
+const PATIENCE: Duration = Duration::from_secs(90);
+const READY: &str = "ready to serve client requests";
+
+/// A running duet, stopped when the test ends: in order, so that its PostgreSQL stops too.
+struct Process {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Process {
+    fn start(program: &Path, args: &[String]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).stderr(Stdio::piped()).stdout(Stdio::null()).stdin(Stdio::null());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("DUET_") || name.starts_with("ETCD_")) {
+            command.env_remove(name);
+        }
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, lines, seen: Vec::new() }
+    }
+
+    /// Waits for a line that contains `text`, and returns it.
+    fn line(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            self.seen.push(line.clone());
+            if line.contains(text) {
+                return line;
+            }
+        }
+        panic!("no line with {text:?} in:\n{}", self.seen.join("\n"));
+    }
+
+    /// Waits until it serves; its first endpoint.
+    fn ready(&mut self) -> String {
+        let line = self.line(READY);
+        let at = line.find("http://").unwrap_or_else(|| panic!("no endpoint in {line}"));
+        line[at..].split(['"', ',']).next().unwrap().to_owned()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "still running after {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(5)); // a process' end gives no other event to a test
+        }
+    }
+
+    /// Everything that it said, once it has ended.
+    fn said(&mut self) -> String {
+        self.seen.extend(self.lines.iter());
+        self.seen.join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::SIGTERM);
+            let deadline = Instant::now() + PATIENCE;
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn duet() -> PathBuf {
+    env!("CARGO_BIN_EXE_duet").into()
+}
+
+fn args(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn dev(dir: &TempDir, more: &str) -> Process {
+    let line = format!("dev --listen-client-urls http://127.0.0.1:0 --data-dir {} {more}", dir.path().join("data").display());
+    Process::start(&duet(), &args(&line))
+}
+
+/// Exit code and everything said of a command that must end by itself.
+fn refused(line: &str) -> (i32, String) {
+    let mut process = Process::start(&duet(), &args(line));
+    let status = process.ended();
+    (status.code().expect("an exit code"), process.said())
+}
+
+async fn client(url: &str) -> Client {
+    Client::connect([url], None).await.unwrap()
+}
+
+async fn get(client: &mut Client, key: &str) -> Option<Vec<u8>> {
+    client.get(key, None).await.unwrap().kvs().first().map(|kv| kv.value().to_vec())
+}
+
+#[tokio::test]
+async fn dev_serves_stops_cleanly_and_finds_its_data_again() {
+    let dir = scratch();
+    let mut first = dev(&dir, "");
+    let mut etcd = client(&first.ready()).await;
+    etcd.put("k", "v", None).await.unwrap();
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.ended().code(), Some(0), "{}", first.said());
+
+    let mut second = dev(&dir, "--log-format json");
+    let mut etcd = client(&second.ready()).await;
+    assert_eq!(get(&mut etcd, "k").await.as_deref(), Some(&b"v"[..]));
+    second.signal(Signal::SIGINT);
+    assert_eq!(second.ended().code(), Some(0), "{}", second.said());
+}
+
+#[tokio::test]
+async fn kill_9_leaves_nothing_that_the_next_start_cannot_take_over() {
+    let dir = scratch();
+    let mut first = dev(&dir, "");
+    client(&first.ready()).await.put("k", "acknowledged", None).await.unwrap();
+    first.signal(Signal::SIGKILL);
+    first.ended();
+    let mut second = dev(&dir, "");
+    let mut etcd = client(&second.ready()).await;
+    assert_eq!(get(&mut etcd, "k").await.as_deref(), Some(&b"acknowledged"[..]));
+}
+
+#[tokio::test]
+async fn a_watch_is_told_that_the_server_goes_before_it_goes() {
+    let dir = scratch();
+    let mut process = dev(&dir, "");
+    let mut etcd = client(&process.ready()).await;
+    let mut stream = etcd.watch("k", Some(WatchOptions::new())).await.unwrap();
+    assert!(stream.message().await.unwrap().unwrap().created());
+    process.signal(Signal::SIGTERM);
+    let end = tokio::time::timeout(PATIENCE, stream.message()).await.expect("an end");
+    let text = format!("{:?}", end.expect_err("Unavailable, so that clients go elsewhere"));
+    assert!(text.contains("Unavailable"), "{text}");
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+#[test]
+fn a_used_port_is_told_before_any_data_is_made() {
+    let dir = scratch();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let data = dir.path().join("data");
+    let address = taken.local_addr().unwrap();
+    let (code, said) = refused(&format!("dev --listen-client-urls http://{address} --data-dir {}", data.display()));
+    assert_eq!(code, 68, "{said}");
+    assert!(said.contains(&address.to_string()) && said.contains("stop the other process"), "{said}");
+    assert!(!data.exists());
+}
+
+#[test]
+fn a_wrong_configuration_is_code_64_and_starts_nothing() {
+    let dir = scratch();
+    let file = dir.path().join("duet.toml");
+    std::fs::write(&file, "max-txn-opps = 3\n").unwrap();
+    for (line, expected) in [
+        ("dev --listen-client-urls 127.0.0.1:1".to_owned(), "http://127.0.0.1:1"),
+        (format!("dev --config-file {}", file.display()), "did you mean max-txn-ops?"),
+        (format!("dev --config-file {}/none.toml", dir.path().display()), "can't read the configuration file"),
+        ("dev --cert-file /nonexistent --key-file /nonexistent".to_owned(), "/nonexistent"),
+        ("serve".to_owned(), "--database is needed"),
+        ("serve --database nonsense".to_owned(), "--database"),
+        ("etcd --initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(), "2 members"),
+        ("frobnicate".to_owned(), "no such command"),
+    ] {
+        let (code, said) = refused(&line);
+        assert_eq!(code, 64, "{line}: {said}");
+        assert!(said.contains(expected), "{line}: {said}");
+    }
+}
+
+#[test]
+fn a_data_directory_in_use_is_code_75() {
+    let dir = scratch();
+    let mut first = dev(&dir, "");
+    first.ready();
+    let mut second = dev(&dir, "");
+    assert_eq!(second.ended().code(), Some(75), "{}", second.said());
+}
+
+#[tokio::test]
+async fn under_the_name_etcd_it_takes_etcds_command_line() {
+    let dir = scratch();
+    let program = dir.path().join("etcd");
+    symlink(duet(), &program).unwrap();
+    let version = Command::new(&program).arg("--version").output().unwrap();
+    assert!(version.status.success() && version.stdout.starts_with(b"etcd Version: 3.7.3\n"));
+
+    let data = dir.path().join("envtest");
+    let line = format!(
+        "-name=default --listen-peer-urls=http://localhost:0 --advertise-client-urls=http://127.0.0.1:0 --snapshot-count 100 \
+         --listen-client-urls=http://127.0.0.1:0 --data-dir={} --unsafe-no-fsync=true --listen-metrics-urls=http://127.0.0.1:0",
+        data.display()
+    );
+    let mut process = Process::start(&program, &args(&line));
+    let warning = process.line("have no meaning");
+    assert!(warning.contains("--snapshot-count") && warning.contains("--listen-peer-urls"), "{warning}");
+    let ready = process.line(READY);
+    assert!(ready.starts_with('{') && ready.contains(r#""message":"ready to serve client requests""#), "{ready}");
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.ended().code(), Some(0), "{}", process.said());
+}
+
+#[tokio::test]
+async fn a_replica_forwards_to_the_writer_and_takes_over_when_it_dies() {
+    let dir = scratch();
+    let options = common::options(&dir);
+    let postgres = duet::supervisor::postgres::Postgres::start(options).await.unwrap();
+    let dsn = format!("host={} user=duet dbname=postgres", postgres.socket_dir().display());
+    let replica = || {
+        let mut args = args("serve --listen-client-urls http://127.0.0.1:0 --database");
+        args.push(dsn.clone());
+        Process::start(&duet(), &args)
+    };
+    let mut writer = replica();
+    writer.ready();
+    let mut standby = replica();
+    let url = standby.ready();
+    let mut etcd = client(&url).await;
+    let first = etcd.put("k", "1", None).await.unwrap().header().unwrap().revision();
+    let mut stream = etcd.watch("k", Some(WatchOptions::new().with_start_revision(first))).await.unwrap();
+    assert!(stream.message().await.unwrap().unwrap().created());
+    assert_eq!(stream.message().await.unwrap().unwrap().events().len(), 1);
+
+    writer.signal(Signal::SIGKILL);
+    writer.ended();
+    // The watch ends with a code after which clients resume; the same connection serves on.
+    let end = tokio::time::timeout(PATIENCE, stream.message()).await.expect("an end");
+    assert!(format!("{end:?}").contains("Unavailable"), "{end:?}");
+    standby.line("recovered");
+    let created =
+        |attempt: Txn| attempt.when([Compare::version("k", CompareOp::Equal, 1)]).and_then([TxnOp::put("k", "2", None)]);
+    let deadline = Instant::now() + PATIENCE;
+    let answer = loop {
+        match etcd.txn(created(Txn::new())).await {
+            Ok(answer) => break answer,
+            // Refused with the words that mean "certainly not applied" until the takeover is done.
+            Err(error) => assert!(Instant::now() < deadline && error.to_string().contains("Unavailable"), "{error}"),
+        }
+    };
+    assert!(answer.succeeded());
+    assert_eq!(answer.header().unwrap().revision(), first + 1, "no revision is lost or used twice");
+    drop(standby);
+    postgres.stop(common::STOP).await;
+}
