@@ -1,3 +1,5 @@
+//! The order and the texts of the field checks, against etcd's.
+
 use super::*;
 use bytes::Bytes;
 

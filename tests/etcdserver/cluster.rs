@@ -1,3 +1,5 @@
+//! Cluster: one member, whose list reads and whose changes are refused as etcd's are.
+
 use duet::proto::etcdserverpb as pb;
 use tonic::Code;
 

@@ -1,3 +1,5 @@
+//! What is checked before a service sees a request: a leader, message sizes, versions.
+
 use duet::proto::etcdserverpb as pb;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};

@@ -1,3 +1,5 @@
+//! KV over the wire.
+
 use duet::proto::etcdserverpb as pb;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::response_op::Response as Answer;

@@ -1,3 +1,5 @@
+//! Lease over the wire.
+
 use duet::proto::etcdserverpb as pb;
 use futures_util::StreamExt;
 use tonic::Code;

@@ -1,3 +1,5 @@
+//! Maintenance over the wire.
+
 use duet::proto::etcdserverpb as pb;
 use pb::alarm_request::AlarmAction;
 use pb::downgrade_request::DowngradeAction;

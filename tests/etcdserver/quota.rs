@@ -1,3 +1,5 @@
+//! The space quota and its alarm.
+
 use duet::proto::etcdserverpb as pb;
 use tonic::{Code, Status};
 

@@ -1,3 +1,5 @@
+//! Watch over the wire.
+
 use duet::proto::etcdserverpb as pb;
 use duet::proto::mvccpb::event::EventType;
 use pb::watch_request::RequestUnion;

@@ -1,0 +1,59 @@
+# Everything a person or CI does here. `make run` is all that a fresh Debian machine needs.
+#
+# Builds go into a cache outside of the checkout, so that a clean checkout starts warm.
+
+SHELL := /bin/sh
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/duet
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+DUET := $(CARGO_TARGET_DIR)/release/duet
+# Flags for `duet dev`: make run FLAGS="--data-dir /srv/duet".
+FLAGS ?=
+
+.PHONY: help run build install test lint test-rust test-go test-long bench clean
+
+help:
+	@echo "make run        install what is missing, build, and run: duet dev"
+	@echo "make build      build $(DUET)"
+	@echo "make install    copy it to /usr/local/bin (PREFIX=/usr/local)"
+	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
+	@echo "make test-long  the long ones: Kubernetes' storage suites, a real API server, a whole control plane"
+	@echo "make bench      criterion's benchmarks, and Duet beside etcd"
+
+run: build
+	$(DUET) dev $(FLAGS)
+
+build:
+	@scripts/setup.sh run
+	cargo build --release --locked --bin duet
+
+install: build
+	install -D -m 0755 $(DUET) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/duet
+
+test: lint test-rust test-go
+
+lint:
+	@scripts/setup.sh test
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+# The differential suite needs etcd, which is built from its Go module when the cache doesn't have it.
+test-rust:
+	@scripts/setup.sh test
+	tests/tools/build.sh etcd >/dev/null
+	cargo test --locked
+
+# etcd's own clients and K3s' datastore client, against the release build.
+test-go: build
+	DUET_BIN=$(DUET) tests/conformance/run.sh clientv3 k3s etcdctl
+
+test-long: build
+	DUET_BIN=$(DUET) tests/conformance/run.sh storage136 storage134 apiserver controlplane
+
+bench: build
+	@scripts/setup.sh test
+	tests/tools/build.sh etcd >/dev/null
+	cargo bench --locked
+
+clean:
+	rm -rf $(CARGO_TARGET_DIR)
