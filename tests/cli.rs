@@ -2,9 +2,10 @@
 
 mod common;
 
+use std::fs::DirBuilder;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -216,7 +217,9 @@ async fn under_the_name_etcd_it_takes_etcds_command_line() {
     let version = Command::new(&program).arg("--version").output().unwrap();
     assert!(version.status.success() && version.stdout.starts_with(b"etcd Version: 3.7.3\n"));
 
+    // As envtest and kubeadm make it: closed to everybody else, PostgreSQL's user included.
     let data = dir.path().join("envtest");
+    DirBuilder::new().mode(0o700).create(&data).unwrap();
     let line = format!(
         "-name=default --listen-peer-urls=http://localhost:0 --advertise-client-urls=http://127.0.0.1:0 --snapshot-count 100 \
          --listen-client-urls=http://127.0.0.1:0 --data-dir={} --unsafe-no-fsync=true --listen-metrics-urls=http://127.0.0.1:0",

@@ -62,6 +62,7 @@ impl DataDir {
         } else {
             write_identity(&root).map_err(|e| io("can't write to", e))?;
         }
+        let_through(&root).map_err(|e| io("can't open to PostgreSQL's user", e))?;
         Ok(Self { root, _lock: lock })
     }
 
@@ -152,6 +153,16 @@ pub fn clear_socket_dir(socket_dir: &Path) {
     for name in [SOCKET_NAME.to_owned(), format!("{SOCKET_NAME}.lock")] {
         let _ = fs::remove_file(socket_dir.join(name));
     }
+}
+
+/// Root's Duet runs PostgreSQL as another user, who must get through a directory that was made for etcd (kubeadm and envtest make
+/// theirs 0700). Through, not in: nobody else can list or write it, and what is below keeps its own mode.
+fn let_through(root: &Path) -> io::Result<()> {
+    let meta = fs::metadata(root)?;
+    if nix::unistd::geteuid().is_root() && meta.uid() == 0 && meta.mode() & 0o001 == 0 {
+        fs::set_permissions(root, fs::Permissions::from_mode(meta.mode() & 0o7777 | 0o011))?;
+    }
+    Ok(())
 }
 
 fn refuse_foreign(root: &Path) -> Result<(), StartError> {
