@@ -63,6 +63,7 @@ func TestHeadersCarryClusterMemberAndRevision(t *testing.T) {
 
 func TestStatusSaysWhatKubernetesNeedsToKnow(t *testing.T) {
 	ctx, client, server := etcdclient.Start(t)
+	put(t, ctx, client, "k", "v")
 	answer := etcdclient.Must[*clientv3.StatusResponse](t)(client.Status(ctx, server.ClientURL))
 	if !semver.IsValid("v"+answer.Version) || semver.Compare("v"+answer.Version, "v3.5.13") < 0 {
 		t.Errorf("version %q: an API server asks for progress only of v3.5.13 and newer", answer.Version)

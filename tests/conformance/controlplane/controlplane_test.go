@@ -83,7 +83,9 @@ func TestAWholeControlPlaneRunsADeploymentThroughItsLife(t *testing.T) {
 			t.Fatal(err)
 		}
 		untilPods(t, ctx, c.Client, 0)
-		until(t, ctx, c.Client, &appsv1.ReplicaSet{}, "replicasets", func(store cache.Store) bool { return len(store.List()) == 0 })
+		empty := func(store cache.Store) bool { return len(store.List()) == 0 }
+		until(t, ctx, c.Client, &appsv1.ReplicaSet{}, "replicasets", empty)
+		until(t, ctx, c.Client, &appsv1.Deployment{}, "deployments", empty)
 	})
 	step("the namespace is deleted with all in it", func() {
 		etcdclient.Must[*appsv1.Deployment](t)(deployments.Create(ctx, deployment(int32(pods/3)), metav1.CreateOptions{}))

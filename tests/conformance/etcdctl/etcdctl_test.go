@@ -207,7 +207,7 @@ func joinLease(fields []string) []string {
 // maskHex hides the member's id and its peer's address.
 func maskHex(output string) string {
 	output = regexp.MustCompile(`^[0-9a-f]+,`).ReplaceAllString(output, "<id>,")
-	return regexp.MustCompile(`http://127\.0\.0\.1:\d+`).ReplaceAllString(output, "<peer>")
+	return regexp.MustCompile(`http://(127\.0\.0\.1|localhost):\d+`).ReplaceAllString(output, "<peer>")
 }
 
 func TestAWatchPrintsEventsAsTheyHappen(t *testing.T) {

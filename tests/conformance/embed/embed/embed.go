@@ -21,7 +21,8 @@ import (
 
 // Config is the part of etcd's configuration that the tests set.
 type Config struct {
-	Name                string
+	Name string
+	// Dir is the test's own, which Duet's PostgreSQL can't use when it runs as another user: the server gets another one.
 	Dir                 string
 	ListenPeerUrls      []url.URL
 	AdvertisePeerUrls   []url.URL
@@ -68,7 +69,6 @@ func StartEtcd(config *Config) (*Etcd, error) {
 		return nil, fmt.Errorf("%d client URLs, this stand-in knows only one", len(config.ListenClientUrls))
 	}
 	options := testserver.Options{
-		Dir:                    config.Dir,
 		ClientURL:              config.ListenClientUrls[0].String(),
 		ProgressNotifyInterval: config.WatchProgressNotifyInterval,
 		CertFile:               config.ClientTLSInfo.CertFile,

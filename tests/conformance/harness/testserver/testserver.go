@@ -5,8 +5,9 @@
 // single etcd that it is (`duet etcd`, with etcd's flags); without it, ETCD_BIN names a real etcd. The suites
 // are the same for both, and are only worth something while they pass on both.
 //
+// Duet's data directories are copies of one that it has made, so that not every test waits for PostgreSQL's initdb.
 // DUET_TEST_PG, a `postgres://` URL of a superuser, makes Duet's stores fresh databases of that one PostgreSQL, served by
-// `duet serve --database`, instead of a PostgreSQL of their own each: several times faster to start.
+// `duet serve --database`, instead of a PostgreSQL of their own each.
 //
 // Every process is in a temporary directory, on free ports of 127.0.0.1, and is gone when the test ends. The package
 // needs nothing but the standard library, so that modules that are pinned to different Kubernetes versions can share it.
@@ -54,7 +55,7 @@ func (k Kind) String() string {
 
 // Options are what a test may want of its server. The zero value is a plain one on an empty store.
 type Options struct {
-	// Dir is the data directory, a temporary one when empty.
+	// Dir is the data directory, which has to be empty; a temporary one when not named.
 	Dir string
 	// ClientURL is where to listen, `http://127.0.0.1:<a free port>` when empty.
 	ClientURL string
@@ -116,7 +117,9 @@ func Start(t testing.TB, options Options) *Server {
 }
 
 // Launch is Start for callers that have no test to tie the server to: they call Close.
-func Launch(options Options) (*Server, error) {
+func Launch(options Options) (*Server, error) { return launch(options, true) }
+
+func launch(options Options, fromTemplate bool) (*Server, error) {
 	binary, kind := options.Binary, options.Kind
 	if binary == "" {
 		var err error
@@ -141,6 +144,11 @@ func Launch(options Options) (*Server, error) {
 	}
 	if kind == Duet && os.Getenv("DUET_TEST_PG") != "" {
 		if s.store, err = newSharedStore(os.Getenv("DUET_TEST_PG")); err != nil {
+			return nil, err
+		}
+	}
+	if kind == Duet && s.store == nil && fromTemplate {
+		if err := copyTemplate(binary, s.Dir); err != nil {
 			return nil, err
 		}
 	}
