@@ -9,6 +9,9 @@ use crate::storage::{BoxFuture, Log, LogRow};
 use crate::types::{Rev, Revision};
 use crate::watch::{History, HistoryError, Replay, ReplayPlan};
 
+/// The revision that a store has before its first write. A watch may start there: an election's observers do.
+const EMPTY_STORE: Revision = 1;
+
 /// The store's own past.
 pub(super) struct StoreHistory {
     pub store: Arc<RwLock<Store>>,
@@ -121,9 +124,10 @@ fn event_of(store: &Store, plan: &ReplayPlan, row: LogRow) -> Event {
     Event { row, prev }
 }
 
-/// Every revision of `from..next` has at least one row; anything else means that storage didn't tell everything.
+/// Every revision of `from..next` has at least one row, except that of the empty store, with which no write began; anything else
+/// means that storage didn't tell everything.
 fn check_gapless(rows: &[LogRow], from: Revision, next: Revision) -> Result<(), HistoryError> {
-    let mut expected = from;
+    let mut expected = from.max(EMPTY_STORE + 1);
     for rows in rows.chunk_by(|left, right| left.rev.main == right.rev.main) {
         if rows[0].rev.main != expected {
             break;
@@ -135,4 +139,21 @@ fn check_gapless(rows: &[LogRow], from: Revision, next: Revision) -> Result<(), 
 
 fn unavailable(error: crate::storage::LogError) -> HistoryError {
     HistoryError::Unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_revision_of_the_empty_store_needs_no_row() {
+        assert!(check_gapless(&[], EMPTY_STORE, EMPTY_STORE + 1).is_ok());
+    }
+
+    #[test]
+    fn any_other_revision_without_a_row_is_a_hole() {
+        let error = check_gapless(&[], EMPTY_STORE, EMPTY_STORE + 2).expect_err("revision 2 has no row");
+        assert!(error.to_string().contains("no revision 2"), "{error}");
+        assert!(check_gapless(&[], 7, 8).is_err());
+    }
 }
