@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Database, STOP};
+use common::{Database, STOP, SmallDisk};
 use duet::storage::pg::{PgLog, PgOptions};
 use duet::storage::{AlarmRow, Batch, LeaseRow, Log, LogError, LogRow, Writer};
 use duet::supervisor::postgres::{Postgres, Status};
@@ -529,4 +529,41 @@ async fn room_is_measured_and_defragment_gives_it_back_beside_a_writer() {
     }
     let again = reader.disk_usage().await.unwrap().total;
     assert!(again < full + full / 10, "the room was used again: {full} then {again}");
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_under_the_writer_loses_nothing_acknowledged_and_space_mends_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // Only root can mount the small disk.
+    }
+    let dir = common::scratch();
+    let disk = SmallDisk::mount(&dir.path().join("small"), "300m");
+    let options = duet::supervisor::postgres::PostgresOptions { data_dir: disk.0.join("data"), ..common::options(&dir) };
+    let postgres = Postgres::start(options).await.unwrap();
+    let log = log(&postgres.connect_config());
+    let mut writer = acquire(&log).await;
+    let value: Vec<u8> = (0..1_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    writer.append(rows(vec![put(2, 0, b"/k", &value)])).await.unwrap();
+    let ballast = disk.fill();
+    let mut acknowledged = 2;
+    let error = loop {
+        match writer.append(rows(vec![put(acknowledged + 1, 0, b"/k", &value)])).await {
+            Ok(()) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 1000, "the disk holds less");
+    };
+    // The table can't grow, or, when it is the WAL that can't, PostgreSQL ends: then nobody knows.
+    assert!(matches!(error, LogError::Full(_) | LogError::Unknown(_)), "{error}");
+    writer.close().await;
+    std::fs::remove_file(ballast).unwrap();
+    postgres.restart(STOP).await.unwrap();
+    let mut writer = acquire(&log).await;
+    let last = writer.meta().last_revision.unwrap();
+    assert!(last == acknowledged || last == acknowledged + 1, "acknowledged {acknowledged}, has {last}");
+    let all = recover(&mut *writer, 0).await.unwrap();
+    assert!(all.iter().all(|row| row.value.as_ref().unwrap() == &value));
+    writer.append(one(last + 1)).await.unwrap();
+    writer.close().await;
+    postgres.stop(STOP).await;
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::{STOP, options, scratch};
+use common::{STOP, SmallDisk, options, scratch};
 use duet::supervisor::postgres::{Postgres, PostgresOptions, RestartBudget, StartError, Status, Stopped};
 use nix::{
     sys::signal::{Signal, kill},
@@ -394,25 +394,6 @@ async fn data_that_belongs_to_somebody_else_is_refused_with_the_command_that_men
     assert_eq!(refusal(PostgresOptions { user: Some("nobody-at-all".to_owned()), ..options(&dir) }).await.1, 67);
 }
 
-/// A small file system of its own, unmounted at the end.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path, size: &str) -> Self {
-        fs::create_dir(at).unwrap();
-        let options = format!("size={size},mode=0755");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status().unwrap();
-        assert!(mounted.success(), "can't mount a tmpfs");
-        Self(at.to_path_buf())
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_is_told_before_and_after_there_is_data_and_space_mends_it() {
     if !geteuid().is_root() {
@@ -431,9 +412,7 @@ async fn a_full_disk_is_told_before_and_after_there_is_data_and_space_mends_it()
     let postgres = Postgres::start(larger.clone()).await.unwrap();
     postgres.stop(STOP).await;
     drop(postgres);
-    let ballast = disk.0.join("ballast");
-    let filled = Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", ballast.display())).stderr(Stdio::null()).status();
-    assert!(!filled.unwrap().success(), "dd ends at the full disk");
+    let ballast = disk.fill();
     let (error, code) = refusal(larger.clone()).await;
     assert!(matches!(error, StartError::DiskFull { .. }), "{error}");
     assert_eq!(code, 74);

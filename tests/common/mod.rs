@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::thread::JoinHandle;
@@ -97,5 +99,36 @@ impl Database {
     /// A plain session.
     pub async fn client(&self) -> Client {
         connect(&self.config).await
+    }
+}
+
+/// A small file system of its own, unmounted at the end.
+pub struct SmallDisk(pub PathBuf);
+
+impl SmallDisk {
+    /// Mounts one; only root can.
+    pub fn mount(at: &Path, size: &str) -> Self {
+        fs::create_dir(at).unwrap();
+        let options = format!("size={size},mode=0755");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status().unwrap();
+        assert!(mounted.success(), "can't mount a tmpfs");
+        Self(at.to_path_buf())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+impl SmallDisk {
+    /// Takes all the room there is, until the answer's file is removed.
+    pub fn fill(&self) -> PathBuf {
+        let ballast = self.0.join("ballast");
+        let filled =
+            Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", ballast.display())).stderr(Stdio::null()).status();
+        assert!(!filled.unwrap().success(), "dd ends at the full disk");
+        ballast
     }
 }

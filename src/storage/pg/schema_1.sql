@@ -36,6 +36,12 @@ CREATE TABLE duet.log (
     toast.autovacuum_vacuum_threshold = 5000,
     toast.vacuum_truncate = false
 );
+-- Servers can be built without lz4; theirs stays pglz, which only costs more CPU.
+DO $$ BEGIN
+    ALTER TABLE duet.log ALTER value SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
+END $$;
 COMMENT ON TABLE duet.log IS 'Every change since the last compaction. value IS NULL: the key was deleted. See duet.current and duet.history().';
 
 CREATE TABLE duet.lease (

@@ -22,6 +22,7 @@ use crate::storage::{AlarmRow, Batch, BoxFuture, LogError, LogRow, Meta, Writer}
 use crate::types::{Epoch, LeaseId, Revision};
 
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(10);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The guard: see the module. `set_config` is evaluated only for a row that passes.
 macro_rules! guard {
@@ -136,7 +137,10 @@ impl Writer for PgWriter {
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            // The lock goes with the session; nothing is cancelled, so that a batch in flight still commits.
+            // Behind all batches, which still commit: nothing is cancelled. The lock would go with the session, too, but only some
+            // time after the connection has ended.
+            let unlock = self.session.client.batch_execute("SELECT pg_advisory_unlock_all()");
+            let _ = tokio::time::timeout(CLOSE_DEADLINE, unlock).await;
             self.session.close().await;
         })
     }

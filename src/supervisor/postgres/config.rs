@@ -60,7 +60,7 @@ fn preferences(shared_buffers_bytes: u64) -> Vec<Setting> {
         set(
             "wal_compression",
             "off",
-            "measured: it costs more CPU than it saves in an append-only log (docs/adr/0001-log-table.md)",
+            "measured: a log that is only appended to writes next to no full pages, so there is nothing to save (docs/adr/0001-log-table.md)",
         ),
         set("max_wal_size", "512MB", "a crash restart with 940 MB of WAL took 6 to 10 s"),
         set("min_wal_size", "128MB", "segments are recycled, not made anew, under load"),
