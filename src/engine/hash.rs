@@ -51,7 +51,8 @@ impl Engine {
             if revision > current {
                 return Err(Error::FutureRevision);
             }
-            let at = if revision <= 0 { current } else { revision };
+            // Below zero there is nothing, and that has a hash too, as in etcd.
+            let at = if revision == 0 { current } else { revision };
             let result = KvHash { hash: 0, compact_revision: compacted, hash_revision: at, revision: current };
             (store.hashable(at), result)
         };

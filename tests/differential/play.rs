@@ -202,7 +202,7 @@ impl Player<'_> {
                 self.streams.insert(*stream, stream_of);
                 String::new()
             }
-            Step::Send(stream, request) => self.send(*stream, request.clone()),
+            Step::Send(stream, request) => self.send(*stream, request.clone()).await,
             Step::Take(stream, n) => match self.streams.get_mut(stream) {
                 Some(stream) => stream.take(*n, &mut self.normaliser).await,
                 None => not_open(),
@@ -234,10 +234,10 @@ impl Player<'_> {
         Ok(())
     }
 
-    fn send(&mut self, stream: Stream, mut request: RequestUnion) -> String {
+    async fn send(&mut self, stream: Stream, mut request: RequestUnion) -> String {
         self.normaliser.watch_request(&mut request);
         match self.streams.get_mut(&stream) {
-            Some(stream) => stream.send(request),
+            Some(stream) => stream.send(request).await,
             None => not_open(),
         }
     }

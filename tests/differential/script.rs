@@ -55,7 +55,7 @@ pub enum Step {
     CallWith(Vec<(&'static str, Vec<u8>)>, Request),
     /// Opens a watch stream.
     Open(Stream, Vec<(&'static str, Vec<u8>)>),
-    /// Sends on a watch stream; waits for nothing.
+    /// Sends on a watch stream; waits for the answer to a creation, and leaves it to a later step to compare it.
     Send(Stream, RequestUnion),
     /// Waits for so many responses; they are compared one by one, each watch's in their order.
     Take(Stream, usize),

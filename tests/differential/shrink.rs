@@ -1,13 +1,16 @@
 //! Makes a script that shows a difference shorter, as long as it still shows one.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use crate::random::{plainer_watch, smaller_txns};
 use crate::script::{Case, Request, Step};
 use crate::server::Pair;
 
-/// Replays that one shrinking may take.
+/// Replays that one shrinking may take, and the time after which no other is begun.
 const REPLAYS_MAX: usize = 250;
+const TIME_MAX: Duration = Duration::from_secs(120);
 
 /// A shrunk case and the difference that it shows.
 pub struct Shrunk {
@@ -18,13 +21,14 @@ pub struct Shrunk {
 /// Shrinks `case`, which differs.
 pub async fn shrink(pair: &mut Pair, case: Case) -> Result<Shrunk> {
     let mut replays = 0;
+    let started = Instant::now();
     let difference =
         crate::compare(pair, &case).await?.unwrap_or_else(|| "  not again: the difference doesn't show every time".to_owned());
     let mut best = Shrunk { case, difference };
     let mut chunk = best.case.steps.len();
     while chunk > 0 {
         let mut from = 0;
-        while from < best.case.steps.len() && replays < REPLAYS_MAX {
+        while from < best.case.steps.len() && replays < REPLAYS_MAX && started.elapsed() < TIME_MAX {
             replays += 1;
             let mut steps = best.case.steps.clone();
             steps.drain(from..(from + chunk).min(steps.len()));
@@ -34,7 +38,7 @@ pub async fn shrink(pair: &mut Pair, case: Case) -> Result<Shrunk> {
         }
         chunk /= 2;
     }
-    while replays < REPLAYS_MAX && simplify(pair, &mut best, &mut replays).await? {}
+    while replays < REPLAYS_MAX && started.elapsed() < TIME_MAX && simplify(pair, &mut best, &mut replays).await? {}
     Ok(best)
 }
 

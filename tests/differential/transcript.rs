@@ -12,7 +12,9 @@ pub const TIMEOUT: &str = "NO ANSWER IN TIME";
 
 /// How an error shows in a transcript.
 pub fn failed(status: &Status) -> String {
-    format!("error {:?}: {}", status.code(), status.message())
+    // Go's protobuf puts one kind of space or the other, so that nobody relies on its messages.
+    let message = status.message().replace('\u{a0}', " ");
+    format!("error {:?}: {message}", status.code())
 }
 
 /// A step and its answer.
@@ -43,7 +45,7 @@ pub fn difference(reference: &Transcript, subject: &Transcript) -> Option<String
         let _ = writeln!(text, "    ({from} steps before)");
     }
     for (i, entry) in reference.0.iter().enumerate().take(at + 1).skip(from) {
-        let _ = writeln!(text, "    {i}: {}", short(&format!("{:?}", entry.step)));
+        let _ = writeln!(text, "    {i}: {}", cut(short(&format!("{:?}", entry.step))));
     }
     let side = |transcript: &Transcript| {
         let answer = transcript.0.get(at).map(|entry| entry.answer.as_str());
@@ -55,6 +57,16 @@ pub fn difference(reference: &Transcript, subject: &Transcript) -> Option<String
     let _ = writeln!(text, "  subject:");
     let _ = writeln!(text, "{}", marked(&b, &a));
     Some(text)
+}
+
+/// Large values would drown what there is to see.
+fn cut(mut text: String) -> String {
+    const SHOWN_CHARS: usize = 1500;
+    if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// The first entry without an answer in time.

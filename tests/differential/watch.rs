@@ -1,6 +1,6 @@
 //! A watch stream of a script.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
 use tokio::sync::mpsc;
@@ -28,20 +28,32 @@ pub struct WatchStream {
     requests: Option<mpsc::UnboundedSender<WatchRequest>>,
     responses: mpsc::UnboundedReceiver<Result<WatchResponse, Status>>,
     sentinels: i64,
+    /// What arrived while something else was waited for.
+    backlog: VecDeque<Result<WatchResponse, String>>,
 }
 
 impl WatchStream {
     pub fn open(channel: &Channel, metadata: &Metadata) -> WatchStream {
         let (requests, responses) = bidirectional(channel, "/etcdserverpb.Watch/Watch", metadata);
-        WatchStream { requests: Some(requests), responses, sentinels: 0 }
+        WatchStream { requests: Some(requests), responses, sentinels: 0, backlog: VecDeque::new() }
     }
 
-    pub fn send(&mut self, request: RequestUnion) -> String {
+    /// Sends; a creation is waited for, because what is written next is delivered or not depending on which came first.
+    pub async fn send(&mut self, request: RequestUnion) -> String {
+        let creates = matches!(request, RequestUnion::CreateRequest(_));
         let request = WatchRequest { request_union: Some(request) };
         match &self.requests {
-            Some(requests) if requests.send(request).is_ok() => String::new(),
-            _ => "can't send: closed".to_owned(),
+            Some(requests) if requests.send(request).is_ok() => {}
+            _ => return "can't send: closed".to_owned(),
         }
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        let mut waiting = creates;
+        while waiting {
+            let response = self.receive(deadline).await;
+            waiting = response.as_ref().is_ok_and(|response| !response.created);
+            self.backlog.push_back(response);
+        }
+        String::new()
     }
 
     pub fn close_send(&mut self) -> String {
@@ -51,6 +63,13 @@ impl WatchStream {
 
     /// The next response, or the text for why there is none.
     async fn next(&mut self, deadline: Instant) -> Result<WatchResponse, String> {
+        match self.backlog.pop_front() {
+            Some(response) => response,
+            None => self.receive(deadline).await,
+        }
+    }
+
+    async fn receive(&mut self, deadline: Instant) -> Result<WatchResponse, String> {
         match timeout_at(deadline, self.responses.recv()).await {
             Ok(Some(Ok(response))) => Ok(response),
             Ok(Some(Err(status))) => Err(failed(&status)),
@@ -129,12 +148,13 @@ impl WatchStream {
             start_revision,
             watch_id: id,
             ..Default::default()
-        }));
+        }))
+        .await;
         let replayed = |response: &WatchResponse| !response.events.is_empty();
         self.until(id, replayed, normaliser, deadline, seen).await?;
         put_sentinel(channel).await?;
         self.until(id, replayed, normaliser, deadline, seen).await?;
-        self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id }));
+        self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id })).await;
         let canceled = |response: &WatchResponse| response.canceled;
         self.until(id, canceled, normaliser, deadline, seen).await?;
         while let Some(hint) = hint

@@ -126,8 +126,8 @@ fn sizes() -> Vec<Case> {
         ),
         flags(
             "--max-request-bytes counts",
-            &["--max-request-bytes=1000"],
-            steps![put("a", bytes(900)), put("a", bytes(1001)), put("a", bytes(400_000)), put("a", bytes(600_000))],
+            &["--max-request-bytes=2000"],
+            steps![put("a", bytes(1900)), put("a", bytes(2001)), put("a", bytes(400_000)), put("a", bytes(600_000))],
         ),
     ]
 }
