@@ -21,9 +21,10 @@ impl Watch for EtcdServer {
         let (requests, responses) = self.inner.engine.watch().open(self.header(0));
         let receiving = Some(Box::pin(receive(request.into_inner(), requests)) as BoxFuture<'static, _>);
         let server = self.clone();
+        let end = Box::pin(async move { server.stream_end(requires_leader).await }) as BoxFuture<'static, _>;
         // Both directions live in the one future that sends: a client that stops reading stops being heard, and when it goes away
         // everything of it goes with the stream.
-        let state = Session { server, requires_leader, receiving, responses };
+        let state = Session { end, receiving, responses };
         Ok(Response::new(Box::pin(stream::try_unfold(state, |mut session| async move {
             Ok(session.next().await?.map(|response| (response, session)))
         }))))
@@ -32,8 +33,8 @@ impl Watch for EtcdServer {
 
 /// One Watch RPC.
 struct Session {
-    server: EtcdServer,
-    requires_leader: bool,
+    /// Resolves when the stream has to end.
+    end: BoxFuture<'static, Status>,
     /// Takes the client's requests in; `None` when the client has closed its side, which leaves its watchers running.
     receiving: Option<BoxFuture<'static, Result<(), Status>>>,
     responses: WatchResponses,
@@ -41,8 +42,6 @@ struct Session {
 
 impl Session {
     async fn next(&mut self) -> Result<Option<WatchResponse>, Status> {
-        let end = self.server.stream_end(self.requires_leader);
-        tokio::pin!(end);
         loop {
             tokio::select! {
                 Some(received) = received(&mut self.receiving) => {
@@ -52,7 +51,7 @@ impl Session {
                 response = self.responses.next() => {
                     return response.transpose().map_err(|ended| Status::unavailable(ended.to_string()));
                 }
-                status = &mut end => return Err(status),
+                status = &mut self.end => return Err(status),
             }
         }
     }
