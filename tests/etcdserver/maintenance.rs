@@ -71,6 +71,8 @@ async fn hashes_tell_what_they_cover_and_differ_when_the_data_does() {
     assert_eq!(whole.hash, second.hash);
     let future = server.maintenance().hash_kv(at(4)).await;
     assert_refused(future, Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");
+    let nothing = server.maintenance().hash_kv(at(-1)).await.unwrap().into_inner();
+    assert_eq!((nothing.hash, nothing.hash_revision), (1_084_519_789, -1), "etcd's hash of no rows");
     server.compact(3).await.unwrap();
     let compacted = server.maintenance().hash_kv(at(2)).await;
     assert_refused(compacted, Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
