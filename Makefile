@@ -4,7 +4,8 @@
 
 SHELL := /bin/sh
 export PATH := $(HOME)/.cargo/bin:$(PATH)
-CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/duet
+# The same place as that of tests/tools.
+CACHE := $(or $(DUET_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/duet)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 DUET := $(CARGO_TARGET_DIR)/release/duet
 # Flags for `duet dev`: make run FLAGS="--data-dir /srv/duet".

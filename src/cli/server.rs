@@ -115,6 +115,7 @@ impl Prepared {
             quota_bytes,
             read_right,
             auto_compaction: config.compaction.auto,
+            slow_request: config.warning_apply_duration,
             advertise_client_urls: self.advertised.clone(),
             compaction_batch_keys: config.compaction.batch_limit,
             compaction_pause: config.compaction.sleep_interval,

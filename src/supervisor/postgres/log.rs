@@ -100,6 +100,8 @@ fn classify(line: &str) -> (Level, &str) {
         Some("PANIC") => Level::Error,
         // Each attempt to connect while it starts or stops earns one of these.
         Some("FATAL") if text.contains("the database system is ") => Level::Debug,
+        // What every open session says at a stop in order; whoever uses the session tells of an end that nobody asked for.
+        Some("FATAL") if text.contains("terminating connection due to administrator command") => Level::Debug,
         Some("FATAL" | "ERROR" | "WARNING") => Level::Warn,
         Some("LOG") if worth_seeing.iter().any(|part| text.contains(part)) => Level::Info,
         _ => Level::Debug,
