@@ -3,8 +3,8 @@
 mod common;
 
 use std::fs::DirBuilder;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -115,6 +115,16 @@ fn refused(line: &str) -> (i32, String) {
     let mut process = Process::start(&duet(), &args(line));
     let status = process.ended();
     (status.code().expect("an exit code"), process.said())
+}
+
+/// The body of an HTTP answer.
+fn http_get(url: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned())
 }
 
 async fn client(url: &str) -> Client {
@@ -249,6 +259,8 @@ async fn a_replica_forwards_to_the_writer_and_takes_over_when_it_dies() {
     writer.ready();
     let mut standby = replica();
     let url = standby.ready();
+    assert_eq!(http_get(&url, "/health"), r#"{"health":"true","reason":""}"#, "a replica that forwards is healthy");
+    assert!(http_get(&url, "/metrics").contains("\netcd_server_is_leader 0\n"));
     let mut etcd = client(&url).await;
     let first = etcd.put("k", "1", None).await.unwrap().header().unwrap().revision();
     let mut stream = etcd.watch("k", Some(WatchOptions::new().with_start_revision(first))).await.unwrap();

@@ -15,6 +15,7 @@ pub mod config;
 pub mod dev;
 pub mod etcd;
 mod exit;
+mod health;
 pub mod help;
 pub mod load;
 pub mod serve;

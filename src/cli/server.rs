@@ -9,7 +9,6 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -17,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::health::ServerHealth;
 use crate::config::Config;
 use crate::engine::{Engine, Options, ReadRight, Role};
 use crate::etcdserver::{self, EtcdServer};
@@ -25,7 +25,6 @@ use crate::net::http::{Health, client_routes, metrics_routes, not_found};
 use crate::net::proxy::{Answering, ProxyLayer};
 use crate::net::tls::Tls;
 use crate::net::{Drained, Listeners, ServeOptions, serve};
-use crate::proto::etcdserverpb::{AlarmType, RangeRequest};
 use crate::storage::Log;
 use crate::telemetry::metrics::Metrics;
 use crate::watch::WatchConfig;
@@ -171,10 +170,10 @@ impl Prepared {
     ) -> JoinSet<Drained> {
         let facade = EtcdServer::new(engine.clone(), self.facade_config(), self.metrics.clone(), stop.clone());
         let mut grpc = facade.router();
-        if let Some(answering) = answering {
+        if let Some(answering) = answering.clone() {
             grpc = grpc.layer(ProxyLayer::new(answering, self.metrics.clone()));
         }
-        let health: Arc<dyn Health> = Arc::new(EngineHealth(engine.clone()));
+        let health: Arc<dyn Health> = Arc::new(ServerHealth::new(engine.clone(), answering.clone(), self.metrics.clone()));
         let http = client_routes(Arc::clone(&health), self.metrics.clone());
         let client = if self.config.listen_client_http.is_empty() { grpc.merge(http.clone()) } else { grpc };
         let routers = [
@@ -282,31 +281,5 @@ fn raise_open_files_limit() {
         .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
     if let Err(error) = raised {
         tracing::warn!(%error, "can't raise the limit of open files");
-    }
-}
-
-struct EngineHealth(Engine);
-
-impl Health for EngineHealth {
-    fn has_leader(&self) -> bool {
-        matches!(*self.0.role().borrow(), Role::Active)
-    }
-
-    fn refresh_metrics(&self) {
-        self.0.refresh_metrics();
-    }
-
-    fn alarms(&self) -> Vec<&'static str> {
-        let name = |alarm: i32| AlarmType::try_from(alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
-        self.0.alarms().iter().map(|row| name(row.alarm)).collect()
-    }
-
-    fn read(&self, serializable: bool) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async move {
-            // etcd's check: the first key, without its value.
-            let request =
-                RangeRequest { keys_only: true, limit: 1, serializable, key: vec![0].into(), ..RangeRequest::default() };
-            self.0.range(&request).await.map(drop).map_err(|error| format!("etcdserver: {error}"))
-        })
     }
 }

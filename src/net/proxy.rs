@@ -79,7 +79,9 @@ impl Upstream {
         Ok(Self { channels: (0..CONNECTIONS).map(connect).collect(), next: Arc::default() })
     }
 
-    fn channel(&self) -> Channel {
+    /// One of the connections, in turn.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         self.channels[turn % self.channels.len()].clone()
     }
