@@ -13,7 +13,9 @@ use duet::proto::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, Tx
 use duet::sequencer::{Command, Sequencer};
 use duet::storage::{Batch, LogRow};
 use duet::types::{KeyRange, Rev};
+use duet::watch::hub::Registration;
 use duet::watch::interval::IntervalIndex;
+use duet::watch::{Hub, Limits, WatchOptions};
 
 const KEYS: usize = 10_000;
 const BATCH: usize = 64;
@@ -112,6 +114,22 @@ fn ranges(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A hub with one watcher a stream, some of which watch everything; answers the streams of those.
+fn watched(watchers: usize, matching: usize) -> (Hub, Vec<u64>) {
+    let mut hub = Hub::new(1, -1, Limits::default());
+    let mut streams = Vec::new();
+    for n in 0..watchers {
+        let range = if n < matching { KeyRange::From(Bytes::from_static(b"/")) } else { KeyRange::Key(key(n)) };
+        let stream = hub.open();
+        hub.register(stream, Registration { watch_id: 0, range, start_revision: 0, options: WatchOptions::default() });
+        assert_eq!(hub.take(stream, 16).len(), 1, "created");
+        if n < matching {
+            streams.push(stream);
+        }
+    }
+    (hub, streams)
+}
+
 fn watch_matching(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("watch");
     for watchers in [100, 10_000] {
@@ -139,6 +157,26 @@ fn watch_matching(criterion: &mut Criterion) {
             });
         });
     }
+    for matching in [3, 500] {
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(
+            BenchmarkId::new("publish a revision and take it, 10,000 watchers, matching", matching),
+            |bencher| {
+                let (mut hub, streams) = watched(10_000, matching);
+                let mut revision = 1;
+                bencher.iter(|| {
+                    revision += 1;
+                    let events = vec![Event { row: row(revision, 0), prev: None }];
+                    hub.publish(&[Arc::new(RevisionEvents { revision, events })]);
+                    hub.take_wakes();
+                    for stream in &streams {
+                        assert_eq!(hub.take(*stream, 16).len(), 1);
+                    }
+                });
+            },
+        );
+    }
+    group.throughput(Throughput::Elements(1));
     group.bench_function("weigh a revision's events", |bencher| {
         let events = RevisionEvents { revision: 2, events: (0..8).map(|n| Event { row: row(2, n), prev: None }).collect() };
         let events = Arc::new(events);
