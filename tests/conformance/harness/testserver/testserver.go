@@ -119,7 +119,7 @@ func Start(t testing.TB, options Options) *Server {
 // Launch is Start for callers that have no test to tie the server to: they call Close.
 func Launch(options Options) (*Server, error) { return launch(options, true) }
 
-func launch(options Options, fromTemplate bool) (*Server, error) {
+func launch(options Options, fromTemplate bool) (launched *Server, failed error) {
 	binary, kind := options.Binary, options.Kind
 	if binary == "" {
 		var err error
@@ -131,6 +131,11 @@ func launch(options Options, fromTemplate bool) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if failed != nil {
+			os.RemoveAll(ownDir)
+		}
+	}()
 	// Duet's PostgreSQL may run as another user than the one who made the directory.
 	if err := os.Chmod(ownDir, 0o755); err != nil {
 		return nil, err
