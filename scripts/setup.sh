@@ -114,6 +114,10 @@ ensure_postgres() {
     has_postgres || fail "PostgreSQL was installed, but not a version from 15 to 18: install one of these, or use --pg-bin-dir"
 }
 
+# cargo verifies the registry's certificate against these.
+if command -v apt-get >/dev/null && [ ! -s /etc/ssl/certs/ca-certificates.crt ]; then
+    apt_install "the CAs that cargo trusts" ca-certificates
+fi
 command -v cc >/dev/null || apt_install "a C compiler" build-essential
 ensure_rust
 ensure_postgres
