@@ -59,7 +59,9 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             runtime.block_on(async {
                 let dir = scratch();
-                let postgres = Postgres::start(options(&dir)).await.unwrap();
+                // The machine doesn't stop in the middle of a test: what processes lose is the same without fsync.
+                let quick = PostgresOptions { fsync: false, ..options(&dir) };
+                let postgres = Postgres::start(quick).await.unwrap();
                 send_config.send(postgres.connect_config()).unwrap();
                 let _: Result<(), _> = tokio::task::spawn_blocking(move || stopped.recv()).await.unwrap();
                 postgres.stop(STOP).await;

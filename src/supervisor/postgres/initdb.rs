@@ -109,10 +109,25 @@ pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account) 
         "--no-sync",
         "--no-instructions",
     ];
+    // Opened first: syncfs reports the errors of writes since then.
+    let filesystem = fs::File::open(data_dir.root()).map_err(|e| io("can't open the parent of", e))?;
     run(binaries, data_dir, account, &make).await?;
-    run(binaries, data_dir, account, &["--sync-only"]).await?;
+    if kernel_tells_syncfs_errors() {
+        // One journal commit instead of a thousand: on a busy disk 0.2 s instead of 3.
+        let synced = tokio::task::spawn_blocking(move || nix::unistd::syncfs(filesystem)).await;
+        synced.map_err(std::io::Error::other).and_then(|result| Ok(result?)).map_err(|e| io("can't sync", e))?;
+    } else {
+        run(binaries, data_dir, account, &["--sync-only"]).await?;
+    }
     fs::rename(&scratch, data_dir.pgdata()).map_err(|e| io("can't rename", e))?;
     sync_dir(data_dir.root()).map_err(|e| io("can't sync the parent of", e))
+}
+
+/// Whether syncfs returns write errors: since Linux 5.8.
+fn kernel_tells_syncfs_errors() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(5), Some(8))
 }
 
 async fn run(binaries: &Binaries, data_dir: &DataDir, account: &Account, arguments: &[&str]) -> Result<(), StartError> {
