@@ -567,3 +567,92 @@ async fn a_disk_that_fills_up_under_the_writer_loses_nothing_acknowledged_and_sp
     writer.close().await;
     postgres.stop(STOP).await;
 }
+
+/// A random batch that may follow revision `last`; leases and alarms from small sets, so that they meet again.
+fn random_batch(rng: &mut rand::rngs::SmallRng, last: Revision) -> Batch {
+    use rand::RngExt;
+    let mut batch = Batch::default();
+    for main in last + 1..=last + rng.random_range(0..4_i64) {
+        for sub in 0..rng.random_range(1..4) {
+            let key: Vec<u8> = (0..rng.random_range(1..4)).map(|_| rng.random()).collect();
+            let value = vec![rng.random(); rng.random_range(0..5000)];
+            let mut row =
+                LogRow { lease: rng.random_range(-2..3), version: rng.random_range(1..9), ..put(main, sub, &key, &value) };
+            if rng.random_ratio(1, 4) {
+                row = LogRow { value: None, create_revision: 0, version: 0, lease: 0, ..row };
+            }
+            batch.rows.push(row);
+        }
+    }
+    for id in -3..3 {
+        match rng.random_range(0..8) {
+            0 => batch.leases_put.push(LeaseRow { id, ttl: rng.random_range(1..99), expiry: Some(rng.random_range(0..1 << 40)) }),
+            1 => batch.leases_put.push(LeaseRow { id, ttl: rng.random_range(1..99), expiry: None }),
+            2 => batch.leases_deleted.push(id),
+            _ => {}
+        }
+        let alarm = AlarmRow { member_id: id.cast_unsigned(), alarm: 1 };
+        match rng.random_range(0..12) {
+            0 => batch.alarms_put.push(alarm),
+            1 => batch.alarms_deleted.push(alarm),
+            _ => {}
+        }
+    }
+    batch.lessor_clock = rng.random_ratio(1, 4).then(|| rng.random_range(0..1 << 40));
+    batch
+}
+
+#[tokio::test]
+async fn random_batches_leave_the_same_behind_as_in_memory() {
+    use duet::storage::mem::MemLog;
+    use rand::{RngExt, SeedableRng};
+    let seed: u64 = std::env::var("DUET_TEST_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
+    println!("DUET_TEST_SEED={seed}");
+    let mut rng = rand::rngs::SmallRng::seed_from_u64(seed);
+    let database = Database::new().await;
+    let (real, model) = (log(&database.config), MemLog::default());
+    let (mut last, mut compacted) = (1, -1);
+    for _ in 0..6 {
+        let mut writers = [acquire(&real).await, model.acquire(true, vec![]).await.unwrap()];
+        let mut flying = Vec::new();
+        for _ in 0..rng.random_range(1..30) {
+            let mut batch = random_batch(&mut rng, last);
+            last = batch.rows.last().map_or(last, |row| row.rev.main);
+            if rng.random_ratio(1, 6) {
+                compacted = rng.random_range(compacted.max(0)..=last);
+                batch.compacted = Some(compacted);
+            }
+            let batch = Arc::new(batch);
+            flying.extend(writers.iter_mut().map(|writer| writer.append(batch.clone())));
+        }
+        for answer in flying {
+            answer.await.unwrap();
+        }
+        let revs: Vec<Rev> = model.rows().iter().map(|row| row.rev).collect();
+        let obsolete: Vec<Rev> = revs.iter().copied().filter(|rev| rev.main <= compacted && rng.random_ratio(1, 3)).collect();
+        let (from, max_bytes) = (rng.random_range(0..=last), rng.random_range(0..20_000));
+        let mut seen = Vec::new();
+        for (log, writer) in [&real as &dyn Log, &model].into_iter().zip(&mut writers) {
+            let reader = log.reader();
+            reader.delete(writer.meta().epoch, obsolete.clone()).await.unwrap();
+            let values = reader.values(revs.clone()).await.unwrap();
+            let page = reader.rows(from, last, max_bytes).await.unwrap();
+            seen.push((values, page.rows, recover(&mut **writer, from).await.unwrap()));
+        }
+        assert_eq!(seen[0].0, seen[1].0, "values, seed {seed}");
+        let (shorter, longer) = if seen[0].1.len() < seen[1].1.len() { (0, 1) } else { (1, 0) };
+        assert!(seen[longer].1.starts_with(&seen[shorter].1), "pages, seed {seed}");
+        assert_eq!(seen[0].2, seen[1].2, "recovery, seed {seed}");
+        for writer in writers {
+            writer.close().await;
+        }
+        let metas = [acquire(&real).await, model.acquire(true, vec![]).await.unwrap()].map(|writer| {
+            let mut meta = writer.meta().clone();
+            (meta.cluster_id, meta.member_id) = (0, 0);
+            meta.leases.sort_by_key(|lease| lease.id);
+            meta.alarms.sort();
+            meta
+        });
+        assert_eq!(metas[0], metas[1], "seed {seed}");
+    }
+}

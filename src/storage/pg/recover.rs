@@ -14,13 +14,11 @@ const CHUNK_BYTES_MAX: usize = 4 << 20;
 /// The columns of [`row`], in its order.
 pub const COLUMNS: &str = "rev, sub, key, value, create_rev, version, lease";
 
-/// Streams the rows after revision `after`. The session holds the writer's lock, so that nothing is appended meanwhile.
-pub async fn recover(
-    client: &Client,
-    after: Revision,
-    compacted: Revision,
-    sink: &mut (dyn FnMut(Vec<LogRow>) + Send),
-) -> Result<(), LogError> {
+/// Streams the rows after revision `after`. The session holds the writer's lock and does nothing else meanwhile, so that nothing
+/// is appended or compacted.
+pub async fn recover(client: &Client, after: Revision, sink: &mut (dyn FnMut(Vec<LogRow>) + Send)) -> Result<(), LogError> {
+    let compacted: Revision =
+        client.query_one("SELECT compacted FROM duet.meta", &[]).await.and_then(|row| row.try_get(0)).map_err(unavailable)?;
     let sql = format!("SELECT {COLUMNS} FROM duet.log WHERE rev > $1 ORDER BY rev, sub");
     let rows = client.query_raw(&sql, [after]).await.map_err(unavailable)?;
     pin_mut!(rows);

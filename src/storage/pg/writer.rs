@@ -99,7 +99,7 @@ impl Writer for PgWriter {
         after: Revision,
         sink: &'a mut (dyn FnMut(Vec<LogRow>) + Send),
     ) -> BoxFuture<'a, Result<(), LogError>> {
-        Box::pin(recover::recover(&self.session.client, after, self.meta.compacted, sink))
+        Box::pin(recover::recover(&self.session.client, after, sink))
     }
 
     fn append(&mut self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), LogError>> {
