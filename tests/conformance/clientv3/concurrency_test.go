@@ -160,7 +160,7 @@ func TestSoftwareTransactionsConserveTheSum(t *testing.T) {
 
 func TestASessionEndsWithItsLease(t *testing.T) {
 	ctx, client, _ := etcdclient.Start(t)
-	held := session(t, client)
+	held := session(t, client, concurrency.WithTTL(3))
 	etcdclient.Must[*clientv3.PutResponse](t)(client.Put(ctx, "mine", "x", clientv3.WithLease(held.Lease())))
 	etcdclient.Must[*clientv3.LeaseRevokeResponse](t)(client.Revoke(context.Background(), held.Lease()))
 	select {
