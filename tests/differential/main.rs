@@ -89,7 +89,18 @@ async fn run(cases: Vec<Case>, seeds: random::Seeds) -> Result<Report> {
     Ok(report)
 }
 
-/// The difference that a case shows, if any.
+/// The difference that a case shows, if any: on `shared`, or on servers of its own if it needs a fresh store.
+async fn compare_on(shared: &mut Pair, case: &Case) -> Result<Option<String>> {
+    let Store::Fresh(flags) = &case.store else {
+        return compare(shared, case).await;
+    };
+    let mut pair = Pair::start(flags).await?;
+    let difference = compare(&mut pair, case).await?;
+    pair.stop().await?;
+    Ok(difference)
+}
+
+/// The difference that a case shows on these servers, if any.
 async fn compare(pair: &mut Pair, case: &Case) -> Result<Option<String>> {
     let exact = case.store != Store::Shared;
     let reference = play::play(&mut pair.reference, &case.steps, exact, None)

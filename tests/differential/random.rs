@@ -73,8 +73,10 @@ fn regressions() -> Result<Vec<(u64, usize)>> {
 /// Plays the random scripts; what differs is shrunk and reported.
 pub async fn run(pair: &mut Pair, seeds: &Seeds, report: &mut Report) -> Result<()> {
     for &(seed, steps) in &seeds.seeds {
-        let case = Case { area: "random", ..case(&format!("seed {seed}, {steps} steps"), script(seed, steps)) };
-        let mut problem = crate::compare(pair, &case).await?;
+        let store = if on_fresh_store(seed) { Store::Fresh(Vec::new()) } else { Store::Shared };
+        let name = format!("seed {seed}, {steps} steps");
+        let case = Case { area: "random", store, ..case(&name, script(seed, steps)) };
+        let mut problem = crate::compare_on(pair, &case).await?;
         if problem.is_some() {
             let shrunk = shrink::shrink(pair, case.clone()).await?;
             problem = Some(format!(
@@ -87,6 +89,11 @@ pub async fn run(pair: &mut Pair, seeds: &Seeds, report: &mut Report) -> Result<
         report.outcome(&format!("random: {}", case.name), problem);
     }
     Ok(())
+}
+
+/// Every fourth script gets servers of its own: only there do hashes over the whole history mean something.
+fn on_fresh_store(seed: u64) -> bool {
+    seed.is_multiple_of(4)
 }
 
 /// The script of a seed.
@@ -159,6 +166,7 @@ impl Generator {
             78..90 => self.watch_step(),
             90..95 => settle(self.random.below(STREAMS)),
             95..98 => self.compaction(),
+            98 if self.random.one_in(4) => self.restart(),
             _ => self.maintenance(),
         }
     }
@@ -374,6 +382,13 @@ impl Generator {
         // A replay that is under way may or may not still find what is compacted.
         let mut steps: Vec<Step> = (0..STREAMS).filter(|&s| self.open[s]).map(settle).collect();
         steps.push(compact);
+        Step::Group(steps)
+    }
+
+    fn restart(&mut self) -> Step {
+        let mut steps: Vec<Step> = (0..STREAMS).filter(|&s| self.open[s]).map(settle).collect();
+        steps.push(Step::Restart);
+        self.open = [false; STREAMS];
         Step::Group(steps)
     }
 

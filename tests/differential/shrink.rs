@@ -23,7 +23,7 @@ pub async fn shrink(pair: &mut Pair, case: Case) -> Result<Shrunk> {
     let mut replays = 0;
     let started = Instant::now();
     let difference =
-        crate::compare(pair, &case).await?.unwrap_or_else(|| "  not again: the difference doesn't show every time".to_owned());
+        crate::compare_on(pair, &case).await?.unwrap_or_else(|| "  not again: the difference doesn't show every time".to_owned());
     let mut best = Shrunk { case, difference };
     let mut chunk = best.case.steps.len();
     while chunk > 0 {
@@ -45,7 +45,7 @@ pub async fn shrink(pair: &mut Pair, case: Case) -> Result<Shrunk> {
 /// Takes `steps` if they still differ.
 async fn attempt(pair: &mut Pair, best: &mut Shrunk, steps: Vec<Step>) -> Result<bool> {
     let case = Case { steps, ..best.case.clone() };
-    match crate::compare(pair, &case).await? {
+    match crate::compare_on(pair, &case).await? {
         Some(difference) => {
             *best = Shrunk { case, difference };
             Ok(true)
