@@ -11,6 +11,7 @@
 //!     DUET_DIFF_SUBJECT=etcd                         compare etcd with itself
 //!     DUET_DIFF_SEEDS=N | A..B                       how many random scripts, or which
 //!     DUET_DIFF_STEPS=N                              steps of each
+//!     DUET_DIFF_DUET_FLAGS="…"                       more flags for Duet, such as --value-cache-bytes
 //!     DUET_DIFF_SHOW=1                               print every step and the reference's answer
 
 mod cases;

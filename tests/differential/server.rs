@@ -48,6 +48,9 @@ impl Program {
             Program::Duet => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));
                 command.arg("etcd");
+                // Among them what makes it harder, such as --value-cache-bytes=1MiB.
+                let flags = env::var("DUET_DIFF_DUET_FLAGS").unwrap_or_default();
+                command.args(flags.split_whitespace());
                 command
             }
         })

@@ -142,6 +142,13 @@ impl WatchStream {
         }
         let id = SENTINEL_IDS + self.sentinels;
         self.sentinels += 1;
+        // A server reads a stream's requests in order: when this is answered, those before it are done with, and the writes below come
+        // after them.
+        let create = WatchCreateRequest { key: b(SENTINEL_KEY), watch_id: id, ..Default::default() };
+        self.send(RequestUnion::CreateRequest(create)).await;
+        self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id })).await;
+        let canceled = |response: &WatchResponse| response.canceled;
+        self.until(id, canceled, normaliser, deadline, seen).await?;
         let start_revision = put_sentinel(channel).await?;
         self.send(RequestUnion::CreateRequest(WatchCreateRequest {
             key: b(SENTINEL_KEY),
@@ -155,7 +162,6 @@ impl WatchStream {
         put_sentinel(channel).await?;
         self.until(id, replayed, normaliser, deadline, seen).await?;
         self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id })).await;
-        let canceled = |response: &WatchResponse| response.canceled;
         self.until(id, canceled, normaliser, deadline, seen).await?;
         while let Some(hint) = hint
             && !seen.covers(hint)
