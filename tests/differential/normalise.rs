@@ -287,8 +287,9 @@ impl Answer for StatusResponse {
         n.member_in(&mut self.leader);
         self.version = version_kind(&self.version);
         self.storage_version = version_kind(&self.storage_version);
+        // Of an empty store, etcd's file holds something, Duet's tables nothing.
+        self.db_size_in_use = i64::from((0..=self.db_size).contains(&self.db_size_in_use));
         self.db_size = self.db_size.clamp(-1, 1);
-        self.db_size_in_use = self.db_size_in_use.clamp(-1, 1);
         self.raft_index = self.raft_index.min(1);
         self.raft_applied_index = self.raft_applied_index.min(1);
         self.raft_term = self.raft_term.min(1);
