@@ -34,7 +34,7 @@ impl Seeds {
             Ok(text) => text.parse().context("DUET_DIFF_STEPS isn't a number")?,
             Err(_) => 150,
         };
-        let text = env::var("DUET_DIFF_SEEDS").unwrap_or_else(|_| "20".to_owned());
+        let text = env::var("DUET_DIFF_SEEDS").unwrap_or_else(|_| "8".to_owned());
         let number = |text: &str| text.trim().parse::<u64>();
         let wrong = || format!("DUET_DIFF_SEEDS is `{text}`, not a number or A..B");
         let (from, to) = match text.split_once("..") {
