@@ -149,6 +149,11 @@ async fn dev_serves_stops_cleanly_and_finds_its_data_again() {
     assert_eq!(get(&mut etcd, "k").await.as_deref(), Some(&b"v"[..]));
     second.signal(Signal::SIGINT);
     assert_eq!(second.ended().code(), Some(0), "{}", second.said());
+
+    let mut third = dev(&dir, "");
+    third.ready();
+    third.signal(Signal::SIGHUP); // its terminal was closed
+    assert_eq!(third.ended().code(), Some(0), "{}", third.said());
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ pub fn serve(loaded: Loaded) -> Result<(), Failure> {
 }
 
 async fn node(config: Config) -> Result<(), Failure> {
-    let mut signals = StopSignals::new()?;
+    let mut signals = StopSignals::new(&config)?;
     let prepared = Prepared::new(config)?;
     let config = prepared.config();
     if !config.embedded.fsync {

@@ -62,7 +62,7 @@ fn pg_options(external: &ExternalDatabase) -> Result<PgOptions, Failure> {
 }
 
 async fn replica(config: Config, options: PgOptions) -> Result<(), Failure> {
-    let mut signals = StopSignals::new()?;
+    let mut signals = StopSignals::new(&config)?;
     let prepared = Prepared::new(config)?;
     let advertised = prepared.advertised();
     if advertised.iter().all(|url| url.contains("://127.") || url.contains("://0.0.0.0") || url.contains("://[::")) {

@@ -32,10 +32,12 @@ use crate::watch::WatchConfig;
 /// How long the engine may take to end: it only finishes batches that are under way.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// SIGINT and SIGTERM.
+/// SIGINT, SIGTERM, and SIGHUP (a closed terminal) where that doesn't mean "read the certificates again".
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
+    hangup_stops: bool,
 }
 
 impl StopSignals {
@@ -43,9 +45,14 @@ impl StopSignals {
     ///
     /// # Errors
     /// The system refused.
-    pub fn new() -> Result<Self, Failure> {
+    pub fn new(config: &Config) -> Result<Self, Failure> {
         let catch = |kind| signal(kind).map_err(|error| Failure::serving(format!("can't catch signals: {error}")));
-        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
+            hangup_stops: config.tls.is_none(),
+        })
     }
 
     /// Waits for the next one; its name.
@@ -53,6 +60,7 @@ impl StopSignals {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv(), if self.hangup_stops => "SIGHUP",
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Flags over environment over a TOML file over defaults ([`raw`]), judged as a whole ([`validate`]) before anything is
 //! bound or started. One table ([`options`]) feeds all of them. Invariants: a [`Config`] is valid; what is wrong names
 //! the place, the key and the fix; no printed form holds a password. It deliberately can't be changed at run time,
-//! except that certificates, CAs and password files are read again by those who use them.
+//! except that certificates and CAs are read again by `net`.
 
 pub mod error;
 pub mod options;

@@ -99,7 +99,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Member, "socket-reuse-port", Kind::Bool, "false", "Set SO_REUSEPORT on listeners."),
     opt(Group::Member, "shutdown-timeout", Kind::Duration, "10s", "How long open requests may take to end when Duet is told to stop."),
     opt(Group::Database, "database", Kind::Dsn, "", "The PostgreSQL to serve from (duet serve): postgres://user@host1,host2/db?sslmode=verify-full…"),
-    opt(Group::Database, "database-password-file", Kind::Path, "", "A file that holds the password for --database; read again at each connection."),
+    opt(Group::Database, "database-password-file", Kind::Path, "", "A file that holds the password for --database."),
     opt(Group::Database, "pg-bin-dir", Kind::Path, "", "Where initdb and postgres (15 to 18) are. Default: searched where Debian, PGDG and others put them."),
     opt(Group::Database, "pg-user", Kind::Text, "", "The system user that runs PostgreSQL when Duet is started as root. Default: postgres, else nobody."),
     opt(Group::Database, "pg-shared-buffers", Kind::Bytes, "0", "The embedded PostgreSQL's own cache. 0: a 32nd of the memory, 32 to 512 MiB."),
