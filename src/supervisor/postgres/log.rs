@@ -164,10 +164,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_follow_postgresqls_and_connection_attempts_during_a_start_are_no_warnings() {
+    fn levels_follow_postgresqls_but_what_every_start_and_stop_says_is_no_warning() {
         assert_eq!(classify("[12] LOG:  listening"), (Level::Debug, "LOG:  listening"));
         assert_eq!(classify("[12] PANIC:  could not fsync").0, Level::Error);
-        assert_eq!(classify("[12] FATAL:  terminating connection due to administrator command").0, Level::Warn);
+        assert_eq!(classify("[12] FATAL:  out of memory").0, Level::Warn);
+        assert_eq!(classify("[12] FATAL:  terminating connection due to administrator command").0, Level::Debug);
         assert_eq!(classify("[12] FATAL:  the database system is starting up").0, Level::Debug);
         assert_eq!(classify("[12] LOG:  server process (PID 3) was terminated by signal 9: Killed").0, Level::Info);
         assert_eq!(classify("\tcontinued").0, Level::Debug);
