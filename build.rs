@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Keys and values stay in the buffer that the request arrived in.
         .bytes(".")
+        .codec_path("crate::proto::codec::SizedCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

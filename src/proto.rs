@@ -1,6 +1,8 @@
 //! The generated wire types and services of `proto/`, one module per protobuf package.
 #![allow(missing_docs, clippy::all)]
 
+pub mod codec;
+
 /// etcd's API.
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
