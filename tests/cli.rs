@@ -3,107 +3,17 @@
 mod common;
 
 use std::fs::DirBuilder;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{DirBuilderExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
+use common::process::{PATIENCE, Process, READY, args, duet};
 use common::scratch;
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp, WatchOptions};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
-
-/// A wait that hangs must fail the test, not the build machine; starts include an initdb on a busy disk.
-const PATIENCE: Duration = Duration::from_secs(90);
-const READY: &str = "ready to serve client requests";
-
-/// A running duet, stopped when the test ends: in order, so that its PostgreSQL stops too.
-struct Process {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Process {
-    fn start(program: &Path, args: &[String]) -> Self {
-        let mut command = Command::new(program);
-        command.args(args).stderr(Stdio::piped()).stdout(Stdio::null()).stdin(Stdio::null());
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("DUET_") || name.starts_with("ETCD_")) {
-            command.env_remove(name);
-        }
-        let mut child = command.spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, lines, seen: Vec::new() }
-    }
-
-    /// Waits for a line that contains `text`, and returns it.
-    fn line(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            self.seen.push(line.clone());
-            if line.contains(text) {
-                return line;
-            }
-        }
-        panic!("no line with {text:?} in:\n{}", self.seen.join("\n"));
-    }
-
-    /// Waits until it serves; its first endpoint.
-    fn ready(&mut self) -> String {
-        let line = self.line(READY);
-        let at = line.find("http://").unwrap_or_else(|| panic!("no endpoint in {line}"));
-        line[at..].split(['"', ',']).next().unwrap().to_owned()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
-    }
-
-    fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "still running after {PATIENCE:?}");
-            std::thread::sleep(Duration::from_millis(5)); // a process' end gives no other event to a test
-        }
-    }
-
-    /// Everything that it said, once it has ended.
-    fn said(&mut self) -> String {
-        self.seen.extend(self.lines.iter());
-        self.seen.join("\n")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            self.signal(Signal::SIGTERM);
-            let deadline = Instant::now() + PATIENCE;
-            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn duet() -> PathBuf {
-    env!("CARGO_BIN_EXE_duet").into()
-}
-
-fn args(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
-}
 
 fn dev(dir: &TempDir, more: &str) -> Process {
     let line = format!("dev --listen-client-urls http://127.0.0.1:0 --data-dir {} {more}", dir.path().join("data").display());
@@ -232,9 +142,9 @@ async fn under_the_name_etcd_it_takes_etcds_command_line() {
     let version = Command::new(&program).arg("--version").output().unwrap();
     assert!(version.status.success() && version.stdout.starts_with(b"etcd Version: 3.7.3\n"));
 
-    // As envtest and kubeadm make it: closed to everybody else, PostgreSQL's user included.
-    let data = dir.path().join("envtest");
-    DirBuilder::new().mode(0o700).create(&data).unwrap();
+    // As envtest and Go's T.TempDir make it: it and the directory above are closed to everybody else, PostgreSQL's user included.
+    let data = dir.path().join("closed/envtest");
+    DirBuilder::new().mode(0o700).recursive(true).create(&data).unwrap();
     let line = format!(
         "-name=default --listen-peer-urls=http://localhost:0 --advertise-client-urls=http://127.0.0.1:0 --snapshot-count 100 \
          --listen-client-urls=http://127.0.0.1:0 --data-dir={} --unsafe-no-fsync=true --listen-metrics-urls=http://127.0.0.1:0",

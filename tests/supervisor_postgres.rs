@@ -364,16 +364,15 @@ async fn a_stop_without_time_is_immediate_and_loses_nothing_committed() {
 }
 
 #[tokio::test]
-async fn a_place_that_postgresqls_user_can_not_reach_is_named() {
+async fn binaries_that_postgresqls_user_can_not_reach_are_named() {
     if !geteuid().is_root() {
         return; // Without root there is no other user that could be kept out.
     }
     let dir = scratch();
-    let closed = dir.path().join("closed");
-    fs::create_dir(&closed).unwrap();
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
-    let (error, code) = refusal(PostgresOptions { data_dir: closed.join("data"), ..options(&dir) }).await;
-    assert!(error.to_string().contains(&format!("chmod o+x {}", closed.display())), "{error}");
+    let bin_dir = fake_binaries(&dir, "15.16");
+    fs::set_permissions(&bin_dir, fs::Permissions::from_mode(0o700)).unwrap();
+    let (error, code) = refusal(PostgresOptions { bin_dir: Some(bin_dir.clone()), ..options(&dir) }).await;
+    assert!(error.to_string().contains(&format!("chmod o+x {}", bin_dir.display())), "{error}");
     assert_eq!(code, 77);
 }
 

@@ -1,6 +1,8 @@
 //! A real PostgreSQL for tests, started by Duet's own supervisor.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod process;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -34,7 +34,11 @@ pub fn promises(data_dir: &DataDir, socket_dir: &Path, fsync: bool) -> Vec<Setti
         set("data_sync_retry", "off", "after a failed fsync the page cache can't be trusted: PANIC, never retry"),
         set("listen_addresses", "", "only Duet connects, through the socket"),
         set("port", &PORT.to_string(), "the socket's name"),
-        set("unix_socket_directories", &quote_list_item(&socket_dir.to_string_lossy()), "the socket's place"),
+        set(
+            "unix_socket_directories",
+            &quote_list_item(&data_dir.seen_by_postgres(socket_dir).to_string_lossy()),
+            "the socket's place",
+        ),
         set("cluster_name", &data_dir.cluster_name(), "process titles, by which leftovers are recognised"),
         set("update_process_title", "on", "the same"),
         set("logging_collector", "off", "log lines go through Duet's own log"),
@@ -91,7 +95,7 @@ pub fn arguments(data_dir: &DataDir, socket_dir: &Path, fsync: bool) -> Vec<Stri
 }
 
 /// Writes postgresql.conf, pg_hba.conf and pg_ident.conf into `pgdata`.
-pub fn write(data_dir: &DataDir, pgdata: &Path, account: &Account, shared_buffers_bytes: u64) -> Result<(), StartError> {
+pub fn write(pgdata: &Path, account: &Account, shared_buffers_bytes: u64) -> Result<(), StartError> {
     let mut conf = String::from(
         "# Written by Duet at every start: put settings of your own into ../postgres.user.conf, it wins.\n\
          # What Duet's promises rest on (fsync and the like) is on PostgreSQL's command line and can't be changed.\n",
@@ -99,8 +103,8 @@ pub fn write(data_dir: &DataDir, pgdata: &Path, account: &Account, shared_buffer
     for (name, value, why) in preferences(shared_buffers_bytes) {
         conf.push_str(&format!("\n# {why}\n{name} = '{value}'\n"));
     }
-    let user_conf = data_dir.root().join("postgres.user.conf").to_string_lossy().replace('\'', "''");
-    conf.push_str(&format!("\ninclude_if_exists = '{user_conf}'\n"));
+    // Relative to this file's directory, so that it says the same however PostgreSQL gets there.
+    conf.push_str("\ninclude_if_exists = '../postgres.user.conf'\n");
 
     let hba = format!(
         "# Written by Duet at every start. The system user that Duet runs as, and the one that PostgreSQL runs as, are\n\

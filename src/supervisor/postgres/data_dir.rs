@@ -11,14 +11,22 @@
 //! | `socket/` | PostgreSQL's socket, unless the path is too long for one |
 //!
 //! Invariant: the two locks belong to open files, so that the kernel frees them however the processes end.
+//!
+//! The directory may lie below one that PostgreSQL's user must not enter (a test suite's, made by root with mode 0700). Nobody's
+//! directory is opened up for that: Duet opens its own ([`DataDir::open_door`]) and PostgreSQL inherits the open directory, which it
+//! addresses through `/proc/self/fd`. The kernel checks permissions from there on downwards only.
 
 use std::{
+    borrow::Cow,
     ffi::OsString,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
+    os::fd::AsRawFd,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use super::{error::StartError, user::Account};
 
@@ -28,6 +36,8 @@ const IDENTITY_SCRATCH: &str = "duet.identity.tmp";
 const LOCK: &str = "duet.lock";
 /// sockaddr_un's path has 108 bytes, the last of them 0.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Where a process finds its own open files by number.
+pub const DOORS: &str = "/proc/self/fd/";
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
 /// Names beyond this many are not needed to tell that a directory is foreign.
 const ENTRIES_MAX: usize = 1000;
@@ -38,11 +48,27 @@ struct Identity {
     made_by: String,
 }
 
+/// What PostgreSQL calls the data directory, and what people call it, where these differ.
+#[derive(Debug, Clone, Default)]
+pub struct Names(Option<(String, String)>);
+
+impl Names {
+    /// What PostgreSQL says, in people's words.
+    pub fn for_people<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.0 {
+            Some((theirs, ours)) => Cow::Owned(text.replace(theirs, ours)),
+            None => Cow::Borrowed(text),
+        }
+    }
+}
+
 /// An opened, locked data directory; dropping it frees the lock.
 #[derive(Debug)]
 pub struct DataDir {
     root: PathBuf,
     _lock: File,
+    /// Inherited by PostgreSQL's processes, see [`DataDir::open_door`].
+    door: Option<File>,
 }
 
 impl DataDir {
@@ -63,12 +89,41 @@ impl DataDir {
             write_identity(&root).map_err(|e| io("can't write to", e))?;
         }
         let_through(&root).map_err(|e| io("can't open to PostgreSQL's user", e))?;
-        Ok(Self { root, _lock: lock })
+        Ok(Self { root, _lock: lock, door: None })
     }
 
     /// The directory's real path.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Lets PostgreSQL, whoever it runs as, get here without passing the directories above. Every process that this one starts from
+    /// now on inherits the right to pass through this directory (not to list it).
+    pub fn open_door(&mut self) -> io::Result<()> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let door = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&self.root)?;
+        fcntl(&door, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        self.door = Some(door);
+        Ok(())
+    }
+
+    /// Undoes [`DataDir::open_door`] for processes that start from now on.
+    pub fn close_door(&mut self) {
+        self.door = None;
+    }
+
+    /// The name by which PostgreSQL's processes reach `path`.
+    pub fn seen_by_postgres(&self, path: &Path) -> PathBuf {
+        match (&self.door, path.strip_prefix(&self.root)) {
+            (Some(door), Ok(below)) => Path::new(DOORS).join(door.as_raw_fd().to_string()).join(below),
+            _ => path.to_path_buf(),
+        }
+    }
+
+    /// What this directory is called on either side of its door.
+    pub fn names(&self) -> Names {
+        let names = |door: &File| (format!("{DOORS}{}/", door.as_raw_fd()), format!("{}/", self.root.display()));
+        Names(self.door.as_ref().map(names))
     }
 
     /// PostgreSQL's data directory.

@@ -38,24 +38,38 @@ pub fn command(program: &Path, account: &Account) -> Command {
     command
 }
 
-/// Finds out, before anything is written, whether `account` can run the binaries and reach the data directory.
-pub async fn check_access(binaries: &Binaries, data_dir: &DataDir, account: &Account) -> Result<(), StartError> {
-    let program = binaries.program("postgres");
-    for (dir, path) in [(Path::new("/"), binaries.bin_dir.as_path()), (data_dir.root(), data_dir.root())] {
-        let run = command(&program, account).arg("--version").current_dir(dir).output();
-        match tokio::time::timeout(STEP_DEADLINE, run).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => return Err(unreachable_for(account, path)),
-            Ok(Err(e)) => return Err(StartError::from_io("can't run", &program, &account.name, e)),
-            Err(_) => {
-                return Err(StartError::Failed {
-                    what: format!("{} --version", program.display()),
-                    detail: format!("no answer within {STEP_DEADLINE:?}"),
-                });
-            }
-        }
+/// Finds out, before anything is written, whether `account` can run the binaries and reach the data directory; gives it a door into
+/// the latter when the directories above are closed to it.
+pub async fn check_access(binaries: &Binaries, data_dir: &mut DataDir, account: &Account) -> Result<(), StartError> {
+    if !runs_in(Path::new("/"), binaries, account).await? {
+        return Err(unreachable_for(account, &binaries.bin_dir));
     }
-    Ok(())
+    if runs_in(data_dir.root(), binaries, account).await? {
+        return Ok(());
+    }
+    let opened = data_dir.open_door();
+    if opened.is_ok() && runs_in(&data_dir.seen_by_postgres(data_dir.root()), binaries, account).await.unwrap_or(false) {
+        tracing::info!(directory = %data_dir.root().display(), user = account.name, "a directory above is closed to PostgreSQL's user: it inherits this one");
+        return Ok(());
+    }
+    // Without /proc, or where a security module forbids it.
+    data_dir.close_door();
+    Err(unreachable_for(account, data_dir.root()))
+}
+
+/// Whether `account` can run `postgres` and work in `dir`.
+async fn runs_in(dir: &Path, binaries: &Binaries, account: &Account) -> Result<bool, StartError> {
+    let program = binaries.program("postgres");
+    let run = command(&program, account).arg("--version").current_dir(dir).output();
+    match tokio::time::timeout(STEP_DEADLINE, run).await {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Ok(Err(e)) => Err(StartError::from_io("can't run", &program, &account.name, e)),
+        Err(_) => Err(StartError::Failed {
+            what: format!("{} --version", program.display()),
+            detail: format!("no answer within {STEP_DEADLINE:?}"),
+        }),
+    }
 }
 
 /// Names the directory on the way to `path` that keeps `account` out.
@@ -135,8 +149,8 @@ async fn run(binaries: &Binaries, data_dir: &DataDir, account: &Account, argumen
     let run = command(&binaries.program("initdb"), account)
         .args(arguments)
         .arg("-D")
-        .arg(&scratch)
-        .current_dir(data_dir.root())
+        .arg(data_dir.seen_by_postgres(&scratch))
+        .current_dir(data_dir.seen_by_postgres(data_dir.root()))
         .output();
     let failed = |detail| StartError::Failed { what: format!("initdb in {}", scratch.display()), detail };
     let output = tokio::time::timeout(STEP_DEADLINE, run)
@@ -146,6 +160,7 @@ async fn run(binaries: &Binaries, data_dir: &DataDir, account: &Account, argumen
     if output.status.success() {
         return Ok(());
     }
-    let lines: Vec<String> = String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<String> = data_dir.names().for_people(&said).lines().map(str::to_owned).collect();
     Err(log::explain("initdb", &lines, &scratch, &scratch, &account.name))
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
-use super::error::StartError;
+use super::{data_dir::Names, error::StartError};
 
 /// PostgreSQL's `log_line_prefix`: the process id.
 pub const LINE_PREFIX: &str = "[%p] ";
@@ -27,11 +27,19 @@ enum Level {
 
 /// The last serious lines, from which the reason of a failure is read.
 #[derive(Debug, Clone, Default)]
-pub struct Recent(Arc<Mutex<VecDeque<String>>>);
+pub struct Recent {
+    lines: Arc<Mutex<VecDeque<String>>>,
+    names: Names,
+}
 
 impl Recent {
+    /// No lines yet; those that come will call the data directory by people's name for it.
+    pub fn naming(names: Names) -> Self {
+        Self { lines: Arc::default(), names }
+    }
+
     fn push(&self, line: String) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == RECENT_LINES_MAX {
             lines.pop_front();
         }
@@ -40,12 +48,12 @@ impl Recent {
 
     /// Forgets everything: a new process starts.
     pub fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The lines, oldest first.
     pub fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// The last line that names an error, else the last line.
@@ -81,13 +89,14 @@ pub async fn forward(mut stderr: impl AsyncBufRead + Unpin, recent: Recent) {
 
 fn take_line(line: &str, recent: &Recent) {
     let (level, text) = classify(line);
+    let text = recent.names.for_people(text);
     match level {
         Level::Error => tracing::error!(target: "postgres", "{text}"),
         Level::Warn => tracing::warn!(target: "postgres", "{text}"),
         Level::Info => tracing::info!(target: "postgres", "{text}"),
         Level::Debug => tracing::debug!(target: "postgres", "{text}"),
     }
-    recent.push(text.to_owned());
+    recent.push(text.into_owned());
 }
 
 fn classify(line: &str) -> (Level, &str) {
@@ -128,6 +137,14 @@ pub fn explain(what: &str, lines: &[String], pgdata: &Path, socket_dir: &Path, u
         find(&["could not bind Unix address", "could not create any Unix-domain sockets", "is another postmaster"])
     {
         return StartError::SocketInUse { socket_dir: socket_dir.to_path_buf(), detail };
+    }
+    // Named as the system names it, not as a directory: "/PostgreSQL.123".
+    if find(&["could not open shared memory segment"]).is_some() {
+        return StartError::Permission {
+            what: "can't make shared memory in /dev/shm".to_owned(),
+            user: user.to_owned(),
+            way_out: "chmod 1777 /dev/shm, or mount a tmpfs there".to_owned(),
+        };
     }
     if let Some(what) = find(&["Permission denied", "has wrong ownership", "has invalid permissions", "Read-only file system"]) {
         return StartError::Permission {
@@ -184,6 +201,15 @@ mod tests {
         assert_eq!(lines[0].len(), LINE_BYTES_MAX);
         assert_eq!(lines[1..], ["FATAL:  sorry".to_owned(), "LOG:  no newline at the end".to_owned()]);
         assert_eq!(recent.last_words().as_deref(), Some("FATAL:  sorry"));
+    }
+
+    #[test]
+    fn shared_memory_that_is_closed_is_not_taken_for_the_data_directory() {
+        let line = "FATAL:  could not open shared memory segment \"/PostgreSQL.1804289383\": Permission denied".to_owned();
+        let error = explain("start", &[line], Path::new("/d"), Path::new("/s"), "postgres");
+        assert_eq!(error.exit_code(), 77);
+        let text = error.to_string();
+        assert!(text.contains("chmod 1777 /dev/shm") && !text.contains("/d "), "{text}");
     }
 
     #[test]

@@ -136,20 +136,21 @@ impl Postgres {
     /// Makes the data directory when there is none, ends what an earlier run left, starts PostgreSQL and waits until it
     /// accepts connections.
     pub async fn start(options: PostgresOptions) -> Result<Self, StartError> {
-        let data_dir = DataDir::open(&options.data_dir)?;
+        let mut data_dir = DataDir::open(&options.data_dir)?;
         let data_major = data_dir.data_major()?;
         let binaries = Binaries::find(options.bin_dir.as_deref(), data_major, &data_dir.pgdata()).await?;
         let account = Account::choose(options.user.as_deref(), data_dir.data_owner_uid())?;
-        initdb::check_access(&binaries, &data_dir, &account).await?;
+        initdb::check_access(&binaries, &mut data_dir, &account).await?;
         initdb::ensure(&binaries, &data_dir, &account).await?;
         let socket_dir = data_dir.make_socket_dir(&account)?;
+        let recent = Recent::naming(data_dir.names());
         let postgres = Self {
             options,
             binaries,
             account,
             data_dir,
             socket_dir,
-            recent: Recent::default(),
+            recent,
             status: Arc::new(watch::Sender::new(Status::Starting)),
             running: Mutex::new(None),
         };
@@ -239,7 +240,7 @@ impl Postgres {
         process::remove_stale_pid_file(&pgdata, &lock);
         data_dir::clear_socket_dir(&self.socket_dir);
         let shared_buffers_bytes = self.options.shared_buffers_bytes.unwrap_or_else(config::default_shared_buffers_bytes);
-        config::write(&self.data_dir, &pgdata, &self.account, shared_buffers_bytes)?;
+        config::write(&pgdata, &self.account, shared_buffers_bytes)?;
 
         self.recent.clear();
         self.status.send_replace(Status::Starting);

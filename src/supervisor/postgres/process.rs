@@ -19,7 +19,14 @@ use nix::{
 };
 use tokio::{process::Child, sync::mpsc, time::Instant};
 
-use super::{binaries::Binaries, config, data_dir::DataDir, error::StartError, initdb, log, user::Account};
+use super::{
+    binaries::Binaries,
+    config,
+    data_dir::{DOORS, DataDir},
+    error::StartError,
+    initdb, log,
+    user::Account,
+};
 
 const POLL: Duration = Duration::from_millis(5);
 /// How long each way of stopping leftovers is given before the next, harsher one.
@@ -47,6 +54,7 @@ pub struct Family {
     pgdata: PathBuf,
     lock: PathBuf,
     title: String,
+    name_argument: String,
     uid: u32,
 }
 
@@ -57,6 +65,7 @@ impl Family {
             pgdata: data_dir.pgdata(),
             lock: data_dir.postgres_lock(),
             title: format!("postgres: {}: ", data_dir.cluster_name()),
+            name_argument: format!("cluster_name={}", data_dir.cluster_name()),
             uid: account.uid,
         }
     }
@@ -86,7 +95,11 @@ impl Family {
         let program = words.next()?;
         let is_ours = program.ends_with(b"/postgres")
             && words.next() == Some(b"-D")
-            && words.next() == Some(self.pgdata.as_os_str().as_encoded_bytes());
+            && words.next().is_some_and(|dir| {
+                // Behind a door the path says nothing: the cluster's name does.
+                let through_door = dir.starts_with(DOORS.as_bytes()) && words.any(|word| word == self.name_argument.as_bytes());
+                through_door || dir == self.pgdata.as_os_str().as_encoded_bytes()
+            });
         is_ours.then_some(true)
     }
 
@@ -172,9 +185,9 @@ pub fn spawn(
     let program = binaries.program("postgres");
     initdb::command(&program, account)
         .arg("-D")
-        .arg(data_dir.pgdata())
+        .arg(data_dir.seen_by_postgres(&data_dir.pgdata()))
         .args(config::arguments(data_dir, socket_dir, fsync))
-        .current_dir(data_dir.root())
+        .current_dir(data_dir.seen_by_postgres(data_dir.root()))
         .stdin(Stdio::from(lock.0))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
