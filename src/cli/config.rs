@@ -1,11 +1,12 @@
 //! `duet config check`: every option in force, its value and where it came from.
 //!
 //! It takes the flags, environment and file that a server would, and judges them the same way, so that its exit code
-//! tells whether a server would start with them.
+//! tells whether a server would start with them; etcd's YAML files included.
 
 use std::fmt::Write;
 
-use super::{Failure, load};
+use super::load::Loaded;
+use super::{Failure, args, etcd, load};
 use crate::config::raw::printable;
 use crate::config::{Origin, Raw};
 
@@ -20,12 +21,26 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
         return Err(Failure::usage(format!("the command is {USAGE}")));
     };
     debug_assert_eq!(first, "check");
-    let Some(loaded) = load::load(flags, USAGE)? else { return Ok(()) };
+    let Some(loaded) = loaded(flags)? else { return Ok(()) };
     print!("{}", explain(&loaded.raw));
     for warning in &loaded.raw.warnings {
         eprintln!("duet: warning: {warning}");
     }
     Ok(())
+}
+
+/// A file that is etcd's by its name is judged as `duet etcd` would judge it.
+fn loaded(flags: &[String]) -> Result<Option<Loaded>, Failure> {
+    if let Ok(parsed) = args::parse(flags, etcd::takes)
+        && parsed.rest.is_empty()
+        && !parsed.help
+    {
+        let env = load::environment();
+        if load::config_file(&parsed.flags, &env, &["DUET"])?.is_some_and(|(path, _)| load::is_yaml(&path)) {
+            return etcd::load(parsed.flags, env).map(Some);
+        }
+    }
+    load::load(flags, USAGE)
 }
 
 /// A line for each option: those that somebody set first.

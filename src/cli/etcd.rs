@@ -4,10 +4,14 @@
 //! flags: those that Duet has too; those that have no meaning here ([`NO_MEANING`]), accepted with one warning that names
 //! them; and those that would mislead, refused. It deliberately is no member of a cluster, no proxy and no gateway.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
 use super::args::{self, Takes};
 use super::load::{self, Loaded};
 use super::{Failure, dev};
 use crate::config::Sources;
+use crate::config::etcd_file::EtcdFile;
 use crate::config::options::env_name;
 use crate::telemetry::metrics::ETCD_VERSION;
 
@@ -95,8 +99,15 @@ fn version() -> String {
     )
 }
 
-fn load(flags: Vec<(String, String)>, env: std::collections::BTreeMap<String, String>) -> Result<Loaded, Failure> {
-    let mut flags = flags;
+/// What `etcd` would run with, given these flags (any that [`takes`] knows) and this environment.
+///
+/// # Errors
+/// Exit code 64 and everything that is wrong or would mislead.
+pub(super) fn load(mut flags: Vec<(String, String)>, env: BTreeMap<String, String>) -> Result<Loaded, Failure> {
+    let config_file = load::config_file(&flags, &env, &["DUET", "ETCD"])?;
+    if let Some((path, text)) = config_file.as_ref().filter(|(path, _)| path.extension().is_none_or(|ext| ext != "toml")) {
+        return from_yaml(path, text, &flags);
+    }
     // etcd's own variables for what Duet has no option for are flags by another name.
     for name in foreign_names() {
         let given = flags.iter().any(|(flag, _)| flag == name);
@@ -104,25 +115,55 @@ fn load(flags: Vec<(String, String)>, env: std::collections::BTreeMap<String, St
             flags.push((name.to_owned(), value.clone()));
         }
     }
-    check(&flags)?;
-    let no_meaning: Vec<String> =
-        flags.iter().filter(|(name, _)| is_without_meaning(name)).map(|(name, _)| format!("--{name}")).collect();
-    let config_file = load::config_file(&flags, &env, &["DUET", "ETCD"])?;
-    if let Some((path, _)) = config_file.as_ref().filter(|(path, _)| path.extension().is_none_or(|ext| ext != "toml")) {
-        return Err(Failure::usage(format!(
-            "--config-file {}: Duet doesn't read etcd's YAML files; write the same options as flags, or as lines such as \
-             name = \"x\" in a file whose name ends with .toml",
-            path.display()
+    check(&flags).map_err(Failure::usage)?;
+    let no_meaning = without_meaning(&flags);
+    flags.retain(|(name, _)| load::takes(name).is_some() && name != "config-file");
+    let sources = Sources { flags, env, env_prefixes: vec!["DUET", "ETCD"], file: config_file, ..defaults() };
+    let mut loaded = load::finish(sources, data_dir)?;
+    loaded.raw.warnings.extend(no_meaning);
+    Ok(loaded)
+}
+
+/// As etcd: with a configuration file, flags and environment count for nothing.
+fn from_yaml(path: &Path, text: &str, flags: &[(String, String)]) -> Result<Loaded, Failure> {
+    let told = |what: String| Failure::usage(format!("{}: {what}", path.display()));
+    let file = EtcdFile::parse(text, |name| name != "config-file" && name != "version" && takes(name).is_some())
+        .map_err(|what| Failure::usage(format!("{} {what}", path.display())))?;
+    if let Some(key) = file.refused.first() {
+        return Err(told(format!(
+            "{key} can't be done: Duet checks clients' host names (allowed-hostname), not their common names"
         )));
     }
-    flags.retain(|(name, _)| load::takes(name).is_some() && name != "config-file");
-    let defaults = vec![("log-format", "json".to_owned())];
-    let sources = Sources { flags, env, env_prefixes: vec!["DUET", "ETCD"], file: config_file, defaults };
-    let mut loaded = load::finish(sources, |name| format!("{name}.etcd").into())?;
-    if !no_meaning.is_empty() {
-        loaded.raw.warnings.push(format!("these flags of etcd have no meaning for Duet and no effect: {}", no_meaning.join(" ")));
+    check(&file.flags).map_err(told)?;
+    let mut warnings: Vec<String> = without_meaning(&file.flags).into_iter().collect();
+    let ignored: Vec<String> =
+        flags.iter().filter(|(name, _)| name != "config-file").map(|(name, _)| format!("--{name}")).collect();
+    if !ignored.is_empty() {
+        warnings.push(format!("with etcd's configuration file, flags and environment are ignored: {}", ignored.join(" ")));
     }
+    if !file.unknown.is_empty() {
+        warnings.push(format!("{} has keys that are no options and have no effect: {}", path.display(), file.unknown.join(" ")));
+    }
+    let sources = Sources { etcd_file: Some((path.to_owned(), file.flags)), ..defaults() };
+    let mut loaded = load::finish(sources, data_dir)?;
+    loaded.raw.warnings.append(&mut warnings);
     Ok(loaded)
+}
+
+/// etcd's defaults, where Duet's differ.
+fn defaults() -> Sources {
+    Sources { defaults: vec![("log-format", "json".to_owned())], ..Sources::default() }
+}
+
+fn data_dir(name: &str) -> PathBuf {
+    format!("{name}.etcd").into()
+}
+
+fn without_meaning(flags: &[(String, String)]) -> Option<String> {
+    let names: Vec<String> =
+        flags.iter().filter(|(name, _)| is_without_meaning(name)).map(|(name, _)| format!("--{name}")).collect();
+    let told = || format!("these flags of etcd have no meaning for Duet and no effect: {}", names.join(" "));
+    (!names.is_empty()).then(told)
 }
 
 fn foreign_names() -> impl Iterator<Item = &'static str> {
@@ -134,7 +175,7 @@ fn is_without_meaning(name: &str) -> bool {
     name == "initial-cluster" || NO_MEANING.iter().any(|listed| listed.trim_end_matches('=') == name)
 }
 
-fn takes(name: &str) -> Option<Takes> {
+pub(super) fn takes(name: &str) -> Option<Takes> {
     let kind = |boolean: bool| if boolean { Takes::Bool } else { Takes::Value };
     let no_meaning =
         || NO_MEANING.iter().find(|listed| listed.trim_end_matches('=') == name).map(|listed| kind(listed.ends_with('=')));
@@ -148,23 +189,23 @@ fn takes(name: &str) -> Option<Takes> {
     }
 }
 
-fn check(flags: &[(String, String)]) -> Result<(), Failure> {
+fn check(flags: &[(String, String)]) -> Result<(), String> {
     for (name, value) in flags {
         let harmless = value.is_empty() || value == "false" || (name == "proxy" && value == "off");
         if let Some((_, _, instead)) = MISLEADING.iter().find(|(listed, ..)| listed == name).filter(|_| !harmless) {
-            return Err(Failure::usage(format!("--{name} can't be done: {instead}")));
+            return Err(format!("--{name} can't be done: {instead}"));
         }
         if name == "initial-cluster" {
             let mut members: Vec<&str> = value.split(',').filter_map(|member| member.split('=').next()).map(str::trim).collect();
             members.sort_unstable();
             members.dedup();
             if members.len() > 1 {
-                return Err(Failure::usage(format!(
+                return Err(format!(
                     "--initial-cluster names {} members ({}): Duet stands in for a single etcd, and members started apart would \
                      hold different data; name one member only",
                     members.len(),
                     members.join(", ")
-                )));
+                ));
             }
         }
     }
@@ -174,7 +215,6 @@ fn check(flags: &[(String, String)]) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn started_with(line: &str, env: &[(&str, &str)]) -> Result<Loaded, String> {
         let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -240,6 +280,43 @@ mod tests {
         assert!(loaded.raw.warnings[0].contains("--snapshot-count"));
         let refused = started_with("", &[("ETCD_INITIAL_CLUSTER", "a=http://h:1,b=http://h:2")]).unwrap_err();
         assert!(refused.contains("2 members"), "{refused}");
+    }
+
+    /// What etcd's file `text` leads to, with these flags beside it.
+    fn started_from(text: &str, line: &str) -> Result<Loaded, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("etcd.conf.yml");
+        std::fs::write(&path, text).unwrap();
+        started_with(line, &[("ETCD_CONFIG_FILE", path.to_str().unwrap()), ("ETCD_MAX_TXN_OPS", "7")])
+    }
+
+    #[test]
+    fn with_etcds_configuration_file_flags_and_environment_are_ignored() {
+        let text = "name: from-file\nlisten-client-urls: http://127.0.0.1:4\nsnapshot-count: 10000\nauto-compaction-retention: \"1\"\n\
+            client-transport-security:\n  cert-file: /c\n  key-file: /k\n  trusted-ca-file: /ca\n";
+        let loaded = started_from(text, "--name from-flag --max-request-bytes 1").unwrap();
+        assert_eq!(loaded.config.name, "from-file");
+        assert_eq!(loaded.config.data_dir.to_str(), Some("from-file.etcd"));
+        assert_eq!(loaded.config.limits.max_txn_ops, 128, "the environment doesn't count");
+        assert!(loaded.config.tls.unwrap().client_cert_auth);
+        let warnings = loaded.raw.warnings.join("\n");
+        assert!(warnings.contains("--snapshot-count") && warnings.contains("--name --max-request-bytes"), "{warnings}");
+        assert!(loaded.raw.get("name").origin.to_string().contains("etcd.conf.yml"));
+    }
+
+    #[test]
+    fn a_configuration_file_is_judged_as_the_flags_are() {
+        for (text, expected) in [
+            ("initial-cluster: a=http://h:1,b=http://h:2", "2 members"),
+            ("discovery-srv: example.com", "--discovery-srv"),
+            ("client-transport-security: {allowed-cn: [root]}", "allowed-cn can't be done"),
+            ("max-txn-ops: many", "max-txn-ops"),
+            ("name: [", "not valid YAML"),
+        ] {
+            let error = started_from(text, "").unwrap_err();
+            assert!(error.contains("etcd.conf.yml") && error.contains(expected), "{text}: {error}");
+        }
+        assert!(started_from("nmae: x", "").unwrap().raw.warnings[0].contains("nmae"));
     }
 
     #[test]

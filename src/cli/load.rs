@@ -1,7 +1,7 @@
 //! From the process' arguments, environment and files to a valid configuration.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::args::{self, Takes};
@@ -49,8 +49,15 @@ pub fn load(args: &[String], usage: &str) -> Result<Option<Loaded>, Failure> {
     }
     let env = environment();
     let file = config_file(&parsed.flags, &env, &["DUET"])?;
+    if let Some((path, _)) = file.as_ref().filter(|(path, _)| is_yaml(path)) {
+        return Err(Failure::usage(format!(
+            "--config-file {}: YAML files are etcd's, for duet etcd; write lines such as data-dir = \"/var/lib/duet\" in a file \
+             whose name ends with .toml",
+            path.display()
+        )));
+    }
     let flags = parsed.flags.into_iter().filter(|(name, _)| name != "config-file").collect();
-    let sources = Sources { flags, env, env_prefixes: vec!["DUET"], file, defaults: Vec::new() };
+    let sources = Sources { flags, env, env_prefixes: vec!["DUET"], file, ..Sources::default() };
     finish(sources, default_data_dir).map(Some)
 }
 
@@ -91,6 +98,11 @@ pub(super) fn config_file(
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("can't read the configuration file {path}: {error}; check --config-file")))?;
     Ok(Some((PathBuf::from(path), text)))
+}
+
+/// Whether a configuration file is, by its name, one of etcd's.
+pub(super) fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|ext| ext == "yml" || ext == "yaml")
 }
 
 /// Where data goes when nobody says: the system's place for root, the user's own otherwise.

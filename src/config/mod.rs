@@ -1,11 +1,12 @@
 //! Configuration: what users write, where they write it, and what the program makes of it.
 //!
-//! Flags over environment over a TOML file over defaults ([`raw`]), judged as a whole ([`validate`]) before anything is
+//! Flags over environment over a TOML file over defaults, or etcd's YAML file over defaults ([`raw`]), judged as a whole ([`validate`]) before anything is
 //! bound or started. One table ([`options`]) feeds all of them. Invariants: a [`Config`] is valid; what is wrong names
 //! the place, the key and the fix; no printed form holds a password. It deliberately can't be changed at run time,
 //! except that certificates and CAs are read again by `net`.
 
 pub mod error;
+pub mod etcd_file;
 pub mod options;
 pub mod raw;
 pub mod units;

@@ -54,6 +54,8 @@ pub struct Sources {
     pub env_prefixes: Vec<&'static str>,
     /// The file's path and text, if there is one.
     pub file: Option<(PathBuf, String)>,
+    /// etcd's YAML file in terms of flags; who reads one leaves flags and environment out, as etcd does.
+    pub etcd_file: Option<(PathBuf, Vec<(String, String)>)>,
     /// Defaults that differ from the table's, for this way of running.
     pub defaults: Vec<(&'static str, String)>,
 }
@@ -81,6 +83,10 @@ impl Raw {
         }
         if let Some((path, text)) = &sources.file {
             raw.layer_file(path, text, &mut errors);
+        }
+        if let Some((path, values)) = &sources.etcd_file {
+            let options = values.iter().filter_map(|(name, value)| Some((options::find(name)?, value)));
+            options.for_each(|(opt, value)| raw.set(opt, value.clone(), Origin::File(path.clone())));
         }
         raw.layer_env(sources);
         for (name, value) in &sources.flags {
