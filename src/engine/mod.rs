@@ -18,6 +18,7 @@ mod history;
 mod leases;
 mod metrics;
 mod options;
+mod overtaken;
 mod reads;
 mod recovery;
 mod writer;

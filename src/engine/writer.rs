@@ -10,7 +10,7 @@ use futures_util::future::OptionFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Asked, Error, Request, Role, Shared, recovery};
+use super::{Asked, Error, Request, Role, Shared, overtaken, recovery};
 use crate::mvcc::{Loaded, ReadView};
 use crate::sequencer::{Command, Failure, Reply, Sequencer};
 use crate::storage::{Batch, BoxFuture, LogError, Writer};
@@ -78,6 +78,7 @@ async fn session(
     let advertise = shared.options.advertise_client_urls.clone();
     let mut writer = tokio::select! {
         writer = shared.log.acquire(true, advertise) => writer?,
+        () = overtaken::overtaken(shared) => return Err(LogError::Deposed("another replica has become the writer".to_owned())),
         () = shared.stop.cancelled() => return Ok(()),
     };
     shared.set_role(Role::Recovering);
