@@ -9,16 +9,10 @@ use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::process::Command;
 use std::time::Instant;
 
-use common::process::{PATIENCE, Process, READY, args, duet};
+use common::process::{PATIENCE, Process, READY, args, dev, duet, serve};
 use common::scratch;
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp, WatchOptions};
 use nix::sys::signal::Signal;
-use tempfile::TempDir;
-
-fn dev(dir: &TempDir, more: &str) -> Process {
-    let line = format!("dev --listen-client-urls http://127.0.0.1:0 --data-dir {} {more}", dir.path().join("data").display());
-    Process::start(&duet(), &args(&line))
-}
 
 /// Exit code and everything said of a command that must end by itself.
 fn refused(line: &str) -> (i32, String) {
@@ -165,14 +159,9 @@ async fn a_replica_forwards_to_the_writer_and_takes_over_when_it_dies() {
     let options = common::options(&dir);
     let postgres = duet::supervisor::postgres::Postgres::start(options).await.unwrap();
     let dsn = format!("host={} user=duet dbname=postgres", postgres.socket_dir().display());
-    let replica = || {
-        let mut args = args("serve --listen-client-urls http://127.0.0.1:0 --database");
-        args.push(dsn.clone());
-        Process::start(&duet(), &args)
-    };
-    let mut writer = replica();
+    let mut writer = serve(&dsn);
     writer.ready();
-    let mut standby = replica();
+    let mut standby = serve(&dsn);
     let url = standby.ready();
     assert_eq!(http_get(&url, "/health"), r#"{"health":"true","reason":""}"#, "a replica that forwards is healthy");
     assert!(http_get(&url, "/metrics").contains("\netcd_server_is_leader 0\n"));

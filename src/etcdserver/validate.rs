@@ -12,7 +12,6 @@ use prost::encoding::encoded_len_varint;
 
 use super::error::Error;
 use crate::proto::etcdserverpb as pb;
-use crate::proto::nested::NESTED_MAX;
 use pb::range_request::{SortOrder, SortTarget};
 use pb::request_op::Request as Op;
 
@@ -86,14 +85,14 @@ pub fn delete_range(request: &pb::DeleteRangeRequest) -> Result<(), Error> {
 ///
 /// `max_txn_ops` bounds the operations of a branch; what a transaction uses of it is not there for those nested in it.
 pub fn txn(request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), Error> {
-    txn_fields(request, max_txn_ops, NESTED_MAX)?;
+    txn_fields(request, max_txn_ops)?;
     overlaps(&request.success)?;
     overlaps(&request.failure)?;
     Ok(())
 }
 
-/// `levels` is how many transactions may be nested in this one. With max-txn-ops at 256 or below operations run out first, as in etcd.
-fn txn_fields(request: &pb::TxnRequest, max_txn_ops: usize, levels: u32) -> Result<(), Error> {
+/// Recursion is bounded: each level uses up at least one of `max_txn_ops`, and decoding refused deep nesting before.
+fn txn_fields(request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), Error> {
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     let Some(left) = max_txn_ops.checked_sub(ops) else {
         return Err(Error::TooManyOps);
@@ -105,7 +104,7 @@ fn txn_fields(request: &pb::TxnRequest, max_txn_ops: usize, levels: u32) -> Resu
         Some(Op::RequestRange(op)) => range(op),
         Some(Op::RequestPut(op)) => put(op),
         Some(Op::RequestDeleteRange(op)) => delete_range(op),
-        Some(Op::RequestTxn(op)) => txn_fields(op, left, levels.checked_sub(1).ok_or(Error::TooManyOps)?),
+        Some(Op::RequestTxn(op)) => txn_fields(op, left),
         // etcd's answer to an operation that says nothing, though no key was looked for.
         None => Err(Error::KeyNotFound),
     })
@@ -237,6 +236,17 @@ fn later<'r>(a: End<'r>, b: End<'r>) -> End<'r> {
         (End::After(a), End::Before(b)) => a >= b,
     };
     if a_is_later { a } else { b }
+}
+
+/// Whether the transaction only reads: no operation other than a Range at its top level. It then skips the queue of writes, the size
+/// limit and the quota. One that holds a nested transaction counts as a write even if that only reads.
+pub fn is_read_only(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|op| matches!(op.request, Some(Op::RequestRange(_))))
+}
+
+/// Whether a read-only transaction may be answered from local state: every Range in it says so.
+pub fn is_serializable(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|op| matches!(&op.request, Some(Op::RequestRange(op)) if op.serializable))
 }
 
 /// What etcd reckons a stored key takes beside its bytes (`kvOverhead`).

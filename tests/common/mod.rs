@@ -19,6 +19,11 @@ use tokio_postgres::{Client, Config, NoTls};
 /// How long a stop in order may take.
 pub const STOP: Duration = Duration::from_secs(30);
 
+/// Where the PostgreSQL to test is, when it isn't the installed one that Duet finds by itself (`make test-postgres`).
+pub fn bin_dir() -> Option<PathBuf> {
+    std::env::var_os("DUET_TEST_PG_BIN_DIR").map(PathBuf::from)
+}
+
 /// A directory that PostgreSQL's user can reach, too.
 pub fn scratch() -> TempDir {
     let dir = tempfile::Builder::new().prefix("duet-test-").tempdir().unwrap();
@@ -28,7 +33,7 @@ pub fn scratch() -> TempDir {
 
 /// A small server in `dir`.
 pub fn options(dir: &TempDir) -> PostgresOptions {
-    PostgresOptions { shared_buffers_bytes: Some(32 << 20), ..PostgresOptions::new(dir.path().join("data")) }
+    PostgresOptions { shared_buffers_bytes: Some(32 << 20), bin_dir: bin_dir(), ..PostgresOptions::new(dir.path().join("data")) }
 }
 
 /// A plain session.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 /// A wait that hangs must fail the test, not the build machine; starts include an initdb on a busy disk.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -88,6 +89,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.seen.extend(self.lines.try_iter());
+            eprintln!("duet said:\n{}", self.seen.join("\n"));
+        }
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal(Signal::SIGTERM);
             let deadline = Instant::now() + PATIENCE;
@@ -108,4 +113,20 @@ pub fn duet() -> PathBuf {
 /// A command line's words.
 pub fn args(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
+}
+
+/// `duet dev` on a free port, with its data in `dir`, over the PostgreSQL that is tested.
+pub fn dev(dir: &TempDir, more: &str) -> Process {
+    let mut line = format!("dev --listen-client-urls http://127.0.0.1:0 --data-dir {} {more}", dir.path().join("data").display());
+    if let Some(bin_dir) = super::bin_dir() {
+        line.push_str(&format!(" --pg-bin-dir {}", bin_dir.display()));
+    }
+    Process::start(&duet(), &args(&line))
+}
+
+/// `duet serve` on a free port, over the database at `dsn`.
+pub fn serve(dsn: &str) -> Process {
+    let mut args = args("serve --listen-client-urls http://127.0.0.1:0 --database");
+    args.push(dsn.to_owned());
+    Process::start(&duet(), &args)
 }

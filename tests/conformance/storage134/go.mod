@@ -1,4 +1,4 @@
-module duet.local/conformance/storage
+module duet.local/conformance/storage134
 
 go 1.26
 

@@ -1,4 +1,4 @@
-module duet.local/conformance/storage
+module duet.local/conformance/storage136
 
 go 1.26.0
 
