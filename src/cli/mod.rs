@@ -6,6 +6,7 @@
 //! | [`help`] | `--help`, from the table of options |
 //! | [`load`] | flags, environment and file into a valid configuration |
 //! | [`dev`], [`serve`], [`etcd`], [`config`] | the subcommands |
+//! | [`init`] | what process 1 of a container is besides |
 //! | [`server`] | what `dev`, `serve` and `etcd` share: from bound sockets to the last connection |
 //!
 //! Invariant: a wrong command line or configuration ends the process with code 64 before anything is bound or started.
@@ -17,6 +18,7 @@ pub mod etcd;
 mod exit;
 mod health;
 pub mod help;
+mod init;
 pub mod load;
 pub mod serve;
 pub mod server;
@@ -28,6 +30,9 @@ pub use exit::Failure;
 
 /// Runs the program whose arguments are `argv`, the program's own name first.
 pub fn run(argv: Vec<String>) -> ExitCode {
+    if let Some(code) = init::parent_of_all() {
+        return code;
+    }
     let outcome = dispatch(&argv);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
