@@ -111,6 +111,7 @@ fn a_wrong_configuration_is_code_64_and_starts_nothing() {
         ("serve".to_owned(), "--database is needed"),
         ("serve --database nonsense".to_owned(), "--database"),
         ("etcd --initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(), "2 members"),
+        ("serve --auto-tls --database postgres://x".to_owned(), "can't be used with duet serve"),
         ("frobnicate".to_owned(), "no such command"),
     ] {
         let (code, said) = refused(&line);
@@ -151,6 +152,33 @@ async fn under_the_name_etcd_it_takes_etcds_command_line() {
     assert!(ready.starts_with('{') && ready.contains(r#""message":"ready to serve client requests""#), "{ready}");
     process.signal(Signal::SIGTERM);
     assert_eq!(process.ended().code(), Some(0), "{}", process.said());
+}
+
+#[tokio::test]
+async fn a_member_shows_what_it_was_told_to_advertise_and_auto_tls_keeps_its_certificate() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let start = || {
+        let line = format!(
+            "etcd --name n1 --data-dir {} --auto-tls --listen-client-urls https://127.0.0.1:0,http://127.0.0.1:0 --log-format text \
+             --initial-advertise-peer-urls http://10.0.0.1:2380,http://10.0.0.2:2380",
+            data.display()
+        );
+        Process::start(&duet(), &args(&line))
+    };
+    let certificate = || std::fs::read(data.join("fixtures/client/cert.pem")).unwrap();
+    let mut first = start();
+    let list = client(&first.ready()).await.member_list().await.unwrap();
+    let member = &list.members()[0];
+    assert_eq!(member.name(), "n1");
+    assert_eq!(member.peer_urls(), ["http://10.0.0.1:2380", "http://10.0.0.2:2380"]);
+    assert!(member.client_urls()[0].starts_with("https://127.0.0.1:"), "{:?}", member.client_urls());
+    let made = certificate();
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.ended().code(), Some(0), "{}", first.said());
+    let mut second = start();
+    second.ready();
+    assert_eq!(certificate(), made);
 }
 
 #[tokio::test]

@@ -22,12 +22,12 @@ const USAGE: &str = "duet etcd [etcd's flags]";
 const NO_MEANING: &[&str] = &[
     "wal-dir", "snapshot-count", "heartbeat-interval", "election-timeout", "initial-election-tick-advance=", "listen-peer-urls",
     "max-snapshots", "max-wals", "memory-mlock=", "backend-bbolt-freelist-type", "backend-batch-interval", "backend-batch-limit",
-    "grpc-keepalive-min-time", "socket-reuse-address=", "enable-grpc-gateway=", "raft-read-timeout", "raft-write-timeout",
-    "feature-gates", "initial-advertise-peer-urls", "initial-cluster-state", "initial-cluster-token", "strict-reconfig-check=",
+    "grpc-keepalive-min-time", "enable-grpc-gateway=", "raft-read-timeout", "raft-write-timeout",
+    "feature-gates", "initial-cluster-state", "initial-cluster-token", "strict-reconfig-check=",
     "pre-vote=", "v2-deprecation", "client-cert-file", "client-key-file", "peer-cert-file", "peer-key-file",
     "peer-client-cert-auth=", "peer-client-cert-file", "peer-client-key-file", "peer-trusted-ca-file", "peer-cert-allowed-cn",
-    "peer-cert-allowed-hostname", "peer-auto-tls=", "self-signed-cert-validity", "peer-crl-file",
-    "peer-skip-client-san-verification=", "cipher-suites", "cors", "host-whitelist", "auth-token", "bcrypt-cost", "auth-token-ttl",
+    "peer-cert-allowed-hostname", "peer-auto-tls=", "peer-crl-file",
+    "peer-skip-client-san-verification=", "cors", "host-whitelist", "auth-token", "bcrypt-cost", "auth-token-ttl",
     "enable-pprof=", "logger", "enable-log-rotation=", "log-rotation-config-json", "enable-distributed-tracing=",
     "distributed-tracing-address", "distributed-tracing-service-name", "distributed-tracing-instance-id",
     "distributed-tracing-sampling-rate", "corrupt-check-time", "compact-hash-check-time", "max-learners",
@@ -55,8 +55,6 @@ const MISLEADING: &[(&str, bool, &str)] = &[
     ("discovery-endpoints", false, "Duet forms no cluster of etcd members; leave it out"),
     ("discovery-srv", false, "Duet forms no cluster of etcd members; leave it out"),
     ("discovery-srv-name", false, "Duet forms no cluster of etcd members; leave it out"),
-    ("auto-tls", true, "no client could verify such a certificate; name one with --cert-file and --key-file"),
-    ("client-cert-allowed-hostname", false, "Duet doesn't check client host names yet; use a CA of its own for the clients"),
     ("proxy", false, "Duet is no etcd proxy; leave it out"),
 ];
 
@@ -267,7 +265,7 @@ mod tests {
         assert!(two.contains("2 members (a, b)"), "{two}");
         assert!(started_with("--initial-cluster a=http://127.0.0.1:1,a=http://127.0.0.1:2", &[]).is_ok());
         assert!(started_with("--discovery=https://discovery.example", &[]).unwrap_err().contains("--discovery"));
-        assert!(started_with("--auto-tls", &[]).unwrap_err().contains("--cert-file"));
+        assert!(started_with("--auto-tls --client-cert-auth", &[]).unwrap_err().contains("--cert-file"));
         assert!(started_with("--auto-tls=false --proxy off", &[]).is_ok());
         assert!(started_with("--database postgres://x", &[]).is_err());
         assert!(started_with("--no-such-flag", &[]).is_err());

@@ -68,7 +68,8 @@ pub(super) fn finish(sources: Sources, data_dir: impl Fn(&str) -> PathBuf) -> Re
         let chosen = data_dir(&raw.get("name").value);
         raw.choose_default("data-dir", chosen.to_string_lossy().into_owned());
     }
-    let config = validate::validate(&raw)?;
+    let mut config = validate::validate(&raw)?;
+    raw.warnings.append(&mut config.warnings);
     Ok(Loaded { config, raw })
 }
 

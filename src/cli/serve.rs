@@ -38,6 +38,12 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
             "--database is needed: the PostgreSQL to serve from, such as postgres://duet@db1,db2/duet; duet dev runs one of its own",
         ));
     };
+    if loaded.config.tls.as_ref().is_some_and(|tls| tls.self_signed.is_some()) {
+        return Err(Failure::usage(
+            "--auto-tls can't be used with duet serve: replicas couldn't verify each other's certificates; name one with --cert-file \
+             and --key-file",
+        ));
+    }
     let options = pg_options(&external)?;
     loaded.start_logging()?;
     runtime()?.block_on(replica(loaded.config, options))

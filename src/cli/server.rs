@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::health::ServerHealth;
-use crate::config::Config;
+use crate::config::{Config, TlsConfig};
 use crate::engine::{Engine, Options, ReadRight, Role};
 use crate::etcdserver::{self, EtcdServer};
 use crate::mvcc::StoreOptions;
 use crate::net::http::{Health, client_routes, metrics_routes, not_found};
 use crate::net::proxy::{Answering, ProxyLayer};
+use crate::net::self_signed;
 use crate::net::tls::Tls;
 use crate::net::{Drained, Listeners, ServeOptions, serve};
 use crate::storage::Log;
@@ -91,13 +92,23 @@ impl Prepared {
         raise_open_files_limit();
         let metrics = Metrics::new(&prometheus::Registry::new(), config.metrics_extensive)
             .map_err(|error| Failure::serving(format!("can't register metrics: {error}")))?;
-        let tls = config.tls.clone().map(|files| Tls::load(files, metrics.clone())).transpose()?;
+        let load = |files: TlsConfig| Tls::load(files, metrics.clone());
+        let (given, own): (Option<TlsConfig>, Option<TlsConfig>) = match config.tls.clone() {
+            Some(files) if files.self_signed.is_some() => (None, Some(files)),
+            files => (files, None),
+        };
+        let mut tls = given.map(load).transpose()?;
         let bind = |urls| Listeners::bind(urls, config.socket_reuse_port);
         let sockets = Sockets {
             client: bind(&config.listen_client)?,
             client_http: bind(&config.listen_client_http)?,
             metrics: bind(&config.listen_metrics)?,
         };
+        if let Some(files) = own {
+            // Only now: a used port must not cost a certificate.
+            self_signed::ensure(&files)?;
+            tls = Some(load(files)?);
+        }
         let advertised = if config.advertise_client.is_empty() { sockets.client.urls() } else { config.advertise_client.clone() };
         Ok(Self { config, metrics, tls, advertised, sockets })
     }
@@ -238,6 +249,7 @@ impl Prepared {
         etcdserver::Config {
             name: config.name.clone(),
             client_urls: self.advertised.clone(),
+            peer_urls: config.advertise_peer.clone(),
             max_txn_ops: config.limits.max_txn_ops,
             max_request_bytes: config.limits.max_request_bytes.as_usize(),
             quota_bytes: config.limits.quota_backend_bytes.map_or(0, |quota| quota.0),

@@ -5,10 +5,12 @@
 //! the place, the key and the fix; no printed form holds a password. It deliberately can't be changed at run time,
 //! except that certificates and CAs are read again by `net`.
 
+pub mod ciphers;
 pub mod error;
 pub mod etcd_file;
 pub mod options;
 pub mod raw;
+mod tls;
 pub mod units;
 pub mod url;
 pub mod validate;
@@ -41,6 +43,8 @@ pub struct Config {
     pub listen_metrics: Vec<ListenUrl>,
     /// `--advertise-client-urls`; empty means the bound listen URLs.
     pub advertise_client: Vec<String>,
+    /// `--initial-advertise-peer-urls`.
+    pub advertise_peer: Vec<String>,
     /// `--socket-reuse-port`.
     pub socket_reuse_port: bool,
     /// `--shutdown-timeout`.
@@ -69,6 +73,8 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// `--warning-unary-request-duration`.
     pub warning_unary_request_duration: Duration,
+    /// What is worth telling about the configuration but isn't wrong.
+    pub warnings: Vec<String>,
 }
 
 /// Somebody else's PostgreSQL.
@@ -139,10 +145,25 @@ pub struct TlsConfig {
     pub client_cert_auth: bool,
     /// `--client-crl-file`.
     pub client_crl_file: Option<PathBuf>,
+    /// `--client-cert-allowed-hostname`: a client's certificate must be for one of these; empty: for anything.
+    pub client_cert_allowed_hostnames: Vec<String>,
+    /// `--cipher-suites` for TLS 1.2; `None`: all that are safe.
+    pub cipher_suites: Option<Vec<&'static str>>,
+    /// `--auto-tls`: the two files are made when they don't exist.
+    pub self_signed: Option<SelfSigned>,
     /// `--tls-min-version` allows TLS 1.2.
     pub allow_tls12: bool,
     /// `--tls-max-version` allows TLS 1.3.
     pub allow_tls13: bool,
+}
+
+/// The certificate that Duet makes for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelfSigned {
+    /// `--self-signed-cert-validity`, in years of 365 days, as etcd counts them.
+    pub validity_years: u32,
+    /// Host names and addresses that it is for: those listened on and those advertised.
+    pub hosts: Vec<String>,
 }
 
 /// Logs.

@@ -10,7 +10,7 @@ use super::error::ConfigError;
 use super::raw::Raw;
 use super::units::{ByteSize, parse_duration};
 use super::url::ListenUrl;
-use super::{Compaction, Config, EmbeddedPostgres, ExternalDatabase, Keepalive, Limits, Logging, TlsConfig};
+use super::{Compaction, Config, EmbeddedPostgres, ExternalDatabase, Keepalive, Limits, Logging};
 use crate::engine::AutoCompaction;
 use crate::telemetry::log::{LogFormat, LogOutput};
 
@@ -20,31 +20,36 @@ const DEFAULT_QUOTA: ByteSize = ByteSize(2 << 30);
 const MAX_REQUEST_BYTES: std::ops::RangeInclusive<u64> = 1024..=(512 << 20);
 
 /// Reads and collects what is wrong, so that a user sees all of it at once.
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     raw: &'a Raw,
     errors: Vec<ConfigError>,
+    warnings: Vec<String>,
 }
 
 impl Checker<'_> {
-    fn text(&self, name: &str) -> &str {
+    pub(super) fn text(&self, name: &str) -> &str {
         &self.raw.get(name).value
     }
 
-    fn nonempty(&self, name: &str) -> Option<&str> {
+    pub(super) fn nonempty(&self, name: &str) -> Option<&str> {
         Some(self.text(name)).filter(|text| !text.is_empty())
     }
 
-    fn path(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         self.nonempty(name).map(PathBuf::from)
     }
 
-    fn wrong(&mut self, name: &str, problem: impl Into<String>, fix: impl Into<String>) {
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    pub(super) fn wrong(&mut self, name: &str, problem: impl Into<String>, fix: impl Into<String>) {
         let origin = self.raw.get(name).origin.clone();
         self.errors.push(ConfigError { origin, key: name.to_owned(), problem: problem.into(), fix: fix.into() });
     }
 
     /// Parses a value; what is wrong with it is noted and `fallback` stands in, so that checking can go on.
-    fn parsed<T>(&mut self, name: &str, fallback: T, parse: impl Fn(&str) -> Result<T, String>) -> T {
+    pub(super) fn parsed<T>(&mut self, name: &str, fallback: T, parse: impl Fn(&str) -> Result<T, String>) -> T {
         match parse(self.text(name)) {
             Ok(value) => value,
             Err(problem) => {
@@ -56,7 +61,7 @@ impl Checker<'_> {
         }
     }
 
-    fn bool(&mut self, name: &str) -> bool {
+    pub(super) fn bool(&mut self, name: &str) -> bool {
         // What Go's strconv.ParseBool takes.
         self.parsed(name, false, |text| match text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -65,7 +70,7 @@ impl Checker<'_> {
         })
     }
 
-    fn count(&mut self, name: &str, at_least: u64, at_most: u64) -> u64 {
+    pub(super) fn count(&mut self, name: &str, at_least: u64, at_most: u64) -> u64 {
         self.parsed(name, at_least, |text| {
             let number = text.parse::<u64>().ok().filter(|n| (at_least..=at_most).contains(n));
             number.ok_or_else(|| format!("\"{text}\" is not allowed; write a whole number from {at_least} to {at_most}"))
@@ -91,7 +96,7 @@ impl Checker<'_> {
         self.parsed(name, Vec::new(), ListenUrl::parse_list)
     }
 
-    fn one_of(&mut self, name: &str) -> String {
+    pub(super) fn one_of(&mut self, name: &str) -> String {
         let Some(super::Kind::OneOf(values)) = super::options::find(name).map(|opt| opt.kind) else { return String::new() };
         self.parsed(name, values[0].to_owned(), |text| {
             let listed: Vec<&str> = values.iter().copied().filter(|v| !v.is_empty()).collect();
@@ -109,7 +114,7 @@ impl Checker<'_> {
 /// # Errors
 /// Everything that is wrong.
 pub fn validate(raw: &Raw) -> Result<Config, Vec<ConfigError>> {
-    let mut c = Checker { raw, errors: Vec::new() };
+    let mut c = Checker { raw, errors: Vec::new(), warnings: Vec::new() };
     let name = c.text("name").to_owned();
     if name.is_empty() || name.contains(['/', '\0']) {
         c.wrong("name", "can't be empty or hold a slash", "write a short name such as the host's");
@@ -118,12 +123,13 @@ pub fn validate(raw: &Raw) -> Result<Config, Vec<ConfigError>> {
     if listen_client.is_empty() && c.errors.is_empty() {
         c.wrong("listen-client-urls", "names no URL", "write for example http://127.0.0.1:2379");
     }
-    let config = Config {
+    let mut config = Config {
         data_dir: c.path("data-dir").unwrap_or_default(),
         listen_client,
         listen_client_http: c.urls("listen-client-http-urls"),
         listen_metrics: c.urls("listen-metrics-urls"),
-        advertise_client: advertised(&mut c),
+        advertise_client: advertised(&mut c, "advertise-client-urls"),
+        advertise_peer: advertised(&mut c, "initial-advertise-peer-urls"),
         socket_reuse_port: c.bool("socket-reuse-port"),
         shutdown_timeout: c.duration("shutdown-timeout"),
         external: c
@@ -147,20 +153,23 @@ pub fn validate(raw: &Raw) -> Result<Config, Vec<ConfigError>> {
             batch_limit: c.count("compaction-batch-limit", 1, 1_000_000) as usize,
             sleep_interval: c.duration("compaction-sleep-interval"),
         },
-        tls: tls(&mut c),
+        tls: None,
         logging: logging(&mut c),
         metrics_extensive: c.one_of("metrics") == "extensive",
         warning_apply_duration: c.duration("warning-apply-duration"),
         warning_unary_request_duration: c.duration("warning-unary-request-duration"),
+        warnings: Vec::new(),
         name,
     };
+    config.tls = super::tls::validate(&mut c, &config);
+    config.warnings = std::mem::take(&mut c.warnings);
     check_schemes(&mut c, &config);
     if c.errors.is_empty() { Ok(config) } else { Err(c.errors) }
 }
 
-fn advertised(c: &mut Checker) -> Vec<String> {
+fn advertised(c: &mut Checker, name: &str) -> Vec<String> {
     // Names are fine here: clients resolve them.
-    c.parsed("advertise-client-urls", Vec::new(), |text| {
+    c.parsed(name, Vec::new(), |text| {
         let urls: Vec<String> = text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
         let known = ["http://", "https://", "unix://", "unixs://"];
         match urls.iter().find(|url| !known.iter().any(|scheme| url.starts_with(scheme))) {
@@ -200,45 +209,6 @@ fn auto_compaction(c: &mut Checker) -> AutoCompaction {
     })
 }
 
-fn tls(c: &mut Checker) -> Option<TlsConfig> {
-    let (cert, key) = (c.path("cert-file"), c.path("key-file"));
-    let (min, max) = (c.one_of("tls-min-version"), c.one_of("tls-max-version"));
-    if max == "TLS1.2" && min == "TLS1.3" {
-        c.wrong("tls-max-version", "is older than --tls-min-version", "raise the one or lower the other");
-    }
-    let client_cert_auth = c.bool("client-cert-auth");
-    let trusted_ca_file = c.path("trusted-ca-file");
-    if client_cert_auth && trusted_ca_file.is_none() {
-        c.wrong("client-cert-auth", "needs --trusted-ca-file", "name the CA that signs your clients' certificates");
-    }
-    match (cert, key) {
-        (Some(cert_file), Some(key_file)) => Some(TlsConfig {
-            cert_file,
-            key_file,
-            // As etcd: naming a CA for clients means asking them for certificates.
-            client_cert_auth: client_cert_auth || trusted_ca_file.is_some(),
-            trusted_ca_file,
-            client_crl_file: c.path("client-crl-file"),
-            allow_tls12: min == "TLS1.2",
-            allow_tls13: max != "TLS1.2",
-        }),
-        (None, None) => {
-            if client_cert_auth {
-                c.wrong("client-cert-auth", "needs --cert-file and --key-file", "name the server's certificate and key");
-            }
-            None
-        }
-        (Some(_), None) => {
-            c.wrong("cert-file", "needs --key-file", "name the certificate's key");
-            None
-        }
-        (None, Some(_)) => {
-            c.wrong("key-file", "needs --cert-file", "name the key's certificate");
-            None
-        }
-    }
-}
-
 fn logging(c: &mut Checker) -> Logging {
     let level = c.parsed("log-level", "info".to_owned(), |text| {
         crate::telemetry::log::filter(text)
@@ -266,7 +236,7 @@ fn check_schemes(c: &mut Checker, config: &Config) {
             c.wrong(
                 name,
                 format!("asks for TLS at {url}"),
-                "name a certificate with --cert-file and --key-file, or write http://",
+                "name a certificate with --cert-file and --key-file, let Duet make one with --auto-tls, or write http://",
             );
         }
     }
@@ -331,13 +301,6 @@ mod tests {
         assert_eq!(quota("-1"), None);
         assert_eq!(quota("0"), Some(ByteSize(2 << 30)));
         assert_eq!(quota("8GiB"), Some(ByteSize(8 << 30)));
-    }
-
-    #[test]
-    fn naming_a_client_ca_asks_clients_for_certificates() {
-        let tls = with(&[("cert-file", "a"), ("key-file", "b"), ("trusted-ca-file", "c")]).unwrap().tls.unwrap();
-        assert!(tls.client_cert_auth);
-        assert!(with(&[("cert-file", "a")]).is_err());
     }
 
     #[test]

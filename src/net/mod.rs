@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`listen`] | TCP and Unix sockets for the listen URLs |
 //! | [`tls`] | certificates, read again while serving; who a client is |
+//! | [`self_signed`] | the certificate of `--auto-tls` |
 //! | [`serve`] | connections: one task each, graceful shutdown with a hard deadline |
 //! | [`http`] | `/health`, `/livez`, `/readyz`, `/version`, `/metrics` with etcd's bodies |
 //! | [`proxy`] | requests forwarded to the active writer |
@@ -11,13 +12,17 @@
 //! Invariants: every wait for a peer has a deadline; nothing a peer sends ends more than its own connection; a bad new
 //! certificate never replaces a good old one. It deliberately knows nothing of etcd's services: it serves a router.
 
+mod client_names;
 pub mod http;
 pub mod listen;
 pub mod proxy;
+pub mod self_signed;
 mod serve;
 #[cfg(test)]
 mod serve_test;
 pub mod tls;
+#[cfg(test)]
+mod tls_test;
 mod x509;
 
 pub use listen::{BindError, Listeners};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Extension;
 use axum::routing::get;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -29,16 +29,16 @@ use crate::config::{Keepalive, ListenUrl, TlsConfig};
 use crate::telemetry::metrics::Metrics;
 
 /// A wait that hangs must fail the test, not the build machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Running {
+pub(super) struct Running {
     urls: Vec<String>,
     stop: CancellationToken,
     served: JoinHandle<Drained>,
     metrics: Metrics,
 }
 
-fn start(urls: &str, router: Router, tls: Option<Tls>, metrics: Metrics, drain: Duration) -> Running {
+pub(super) fn start(urls: &str, router: Router, tls: Option<Tls>, metrics: Metrics, drain: Duration) -> Running {
     let listeners = Listeners::bind(&ListenUrl::parse_list(urls).unwrap(), false).unwrap();
     let (urls, stop) = (listeners.urls(), CancellationToken::new());
     let keepalive = Keepalive { interval: None, timeout: None };
@@ -47,22 +47,31 @@ fn start(urls: &str, router: Router, tls: Option<Tls>, metrics: Metrics, drain: 
     Running { urls, stop, served, metrics }
 }
 
+/// A server that pings its HTTP/2 clients.
+fn pinging(keepalive: Keepalive) -> Running {
+    let listeners = Listeners::bind(&ListenUrl::parse_list("http://127.0.0.1:0").unwrap(), false).unwrap();
+    let (urls, stop, metrics) = (listeners.urls(), CancellationToken::new(), Metrics::unshared());
+    let options = ServeOptions { max_concurrent_streams: 1, keepalive, drain: PATIENCE, tls: None, metrics: metrics.clone() };
+    let served = tokio::spawn(serve(listeners, hello(), stop.clone(), options));
+    Running { urls, stop, served, metrics }
+}
+
 fn plain(urls: &str, router: Router) -> Running {
     start(urls, router, None, Metrics::unshared(), PATIENCE)
 }
 
 impl Running {
-    fn address(&self) -> &str {
+    pub(super) fn address(&self) -> &str {
         self.urls[0].split_once("://").unwrap().1
     }
 
-    async fn stopped(self) -> Drained {
+    pub(super) async fn stopped(self) -> Drained {
         self.stop.cancel();
         timeout(PATIENCE, self.served).await.expect("ends in time").unwrap()
     }
 }
 
-fn hello() -> Router {
+pub(super) fn hello() -> Router {
     let who = |client: Option<Extension<ClientCertificate>>| async move {
         client.and_then(|Extension(client)| client.common_name).unwrap_or_else(|| "nobody".to_owned())
     };
@@ -70,7 +79,7 @@ fn hello() -> Router {
 }
 
 /// One HTTP/1.1 exchange; the body of the answer.
-async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<String> {
+pub(super) async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
     let mut answer = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer in time")?;
@@ -78,37 +87,61 @@ async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result
 }
 
 /// A CA and what it signs.
-struct Authority {
+pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.distinguished_name.push(DnType::CommonName, "test CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self { issuer: Issuer::new(params, key), pem }
     }
 
+    pub(super) fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
     /// Certificate and key, PEM.
     fn sign(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (String, String) {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        self.sign_for("127.0.0.1", name, usage)
+    }
+
+    pub(super) fn sign_for(&self, host: &str, name: &str, usage: ExtendedKeyUsagePurpose) -> (String, String) {
+        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![usage];
+        self.finish(params)
+    }
+
+    pub(super) fn sign_numbered(&self, serial: u64, usage: ExtendedKeyUsagePurpose) -> (String, String) {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.serial_number = Some(serial.into());
+        params.extended_key_usages = vec![usage];
+        self.finish(params)
+    }
+
+    fn finish(&self, params: CertificateParams) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    fn write_server(&self, dir: &Path, name: &str) {
+    pub(super) fn write_server(&self, dir: &Path, name: &str) {
         let (cert, key) = self.sign(name, ExtendedKeyUsagePurpose::ServerAuth);
         fs::write(dir.join("cert.pem"), cert).unwrap();
         fs::write(dir.join("key.pem"), key).unwrap();
     }
 
-    fn client(&self, identity: Option<(String, String)>) -> TlsConnector {
+    pub(super) fn client(&self, identity: Option<(String, String)>) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -125,21 +158,24 @@ impl Authority {
     }
 }
 
-fn tls_files(dir: &Path) -> TlsConfig {
+pub(super) fn tls_files(dir: &Path) -> TlsConfig {
     TlsConfig {
         cert_file: dir.join("cert.pem"),
         key_file: dir.join("key.pem"),
         trusted_ca_file: None,
         client_cert_auth: false,
         client_crl_file: None,
+        client_cert_allowed_hostnames: Vec::new(),
+        cipher_suites: None,
+        self_signed: None,
         allow_tls12: true,
         allow_tls13: true,
     }
 }
 
-type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
+pub(super) type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
 
-async fn connect(connector: &TlsConnector, address: &str) -> std::io::Result<ClientStream> {
+pub(super) async fn connect(connector: &TlsConnector, address: &str) -> std::io::Result<ClientStream> {
     let stream = TcpStream::connect(address).await?;
     connector.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await
 }
@@ -248,6 +284,39 @@ async fn a_changed_certificate_file_is_noticed_without_being_told() {
     timeout(PATIENCE, noticed).await.expect("noticed");
     stop.cancel();
     watching.await.unwrap();
+}
+
+/// Reads HTTP/2 frames, answering SETTINGS only, until the end; their types in order, and the value of SETTINGS' 3rd parameter
+/// (MAX_CONCURRENT_STREAMS) where it was sent.
+async fn frames(mut stream: TcpStream) -> (Vec<u8>, Option<u32>) {
+    const SETTINGS: u8 = 4;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let (mut types, mut streams_max) = (Vec::new(), None);
+    let mut header = [0; 9];
+    while stream.read_exact(&mut header).await.is_ok() {
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await.unwrap();
+        types.push(header[3]);
+        if header[3] == SETTINGS && header[4] == 0 {
+            let value = payload.chunks(6).find(|setting| setting[..2] == [0, 3]);
+            streams_max = value.map(|setting| u32::from_be_bytes(setting[2..].try_into().unwrap()));
+            stream.write_all(b"\0\0\0\x04\x01\0\0\0\0").await.unwrap();
+        }
+    }
+    (types, streams_max)
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_cut_off_after_the_timeout() {
+    const PING: u8 = 6;
+    let short = Some(Duration::from_millis(50));
+    let server = pinging(Keepalive { interval: short, timeout: short });
+    let stream = TcpStream::connect(server.address()).await.unwrap();
+    let (types, streams_max) = timeout(PATIENCE, frames(stream)).await.expect("the server hangs up");
+    assert!(types.contains(&PING), "{types:?}");
+    assert_eq!(streams_max, Some(1));
+    assert_eq!(server.stopped().await, Drained::Clean);
 }
 
 async fn health_server() -> (tonic_health::server::HealthReporter, Router) {

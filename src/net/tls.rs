@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -19,6 +20,7 @@ use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::client_names::AllowedHostnames;
 use crate::config::TlsConfig;
 use crate::telemetry::metrics::Metrics;
 
@@ -36,6 +38,14 @@ pub enum TlsError {
         /// What the system said.
         cause: io::Error,
     },
+    /// A file can't be made.
+    #[error("can't make {path}: {cause}; give this user access, or name a certificate with --cert-file and --key-file")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// A file holds nothing usable.
     #[error("{path} holds no {what} in PEM form; {fix}")]
     Content {
@@ -45,6 +55,12 @@ pub enum TlsError {
         what: &'static str,
         /// What to do.
         fix: &'static str,
+    },
+    /// Not a name that a certificate could hold.
+    #[error("{name} is no host name and no address; check --client-cert-allowed-hostname")]
+    HostName {
+        /// As written.
+        name: String,
     },
     /// The files don't work together.
     #[error("{cert} and {key} can't be used: {cause}")]
@@ -178,7 +194,7 @@ fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
             .into_iter()
             .flatten()
             .collect();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(provider(files));
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&versions);
     let builder = builder.map_err(|error| unusable(error.to_string()))?;
     let builder = match (&files.trusted_ca_file, files.client_cert_auth) {
@@ -195,13 +211,25 @@ fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
             if let Some(path) = &files.client_crl_file {
                 verifier = verifier.with_crls(revocations(path)?).allow_unknown_revocation_status();
             }
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(error.to_string()))?)
+            let verifier = verifier.build().map_err(|error| unusable(error.to_string()))?;
+            builder.with_client_cert_verifier(AllowedHostnames::around(verifier, &files.client_cert_allowed_hostnames)?)
         }
         _ => builder.with_no_client_auth(),
     };
     let mut config = builder.with_single_cert(chain, key(files)?).map_err(|error| unusable(error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// The library's cryptography, with the cipher suites that the user wants.
+fn provider(files: &TlsConfig) -> CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    if let Some(wanted) = &files.cipher_suites {
+        provider
+            .cipher_suites
+            .retain(|suite| suite.tls13().is_some() || suite.suite().as_str().is_some_and(|name| wanted.contains(&name)));
+    }
+    provider
 }
 
 /// How a replica connects to another: it checks the certificate against `--trusted-ca-file`, or the system's CAs without
@@ -247,7 +275,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&contents(path)?).collect();
+    let contents = contents(path)?;
+    // etcd takes DER, which begins with a SEQUENCE.
+    if contents.first() == Some(&0x30) {
+        return Ok(vec![contents.into()]);
+    }
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&contents).collect();
     lists.ok().filter(|lists| !lists.is_empty()).ok_or_else(|| TlsError::Content {
         path: path.to_owned(),
         what: "revocation list",
