@@ -108,6 +108,21 @@ async fn what_a_killed_duet_leaves_running_there_is_taken_over() {
 }
 
 #[test]
+fn without_proc_the_closed_directory_is_named_with_the_way_out() {
+    if !geteuid().is_root() {
+        return; // Only root has another user that could be kept out, and may hide /proc, in a mount namespace of this Duet's own.
+    }
+    let (dir, data_dir) = closed();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount -t tmpfs tmpfs /proc && exec \"$@\"", "sh"]).arg(duet());
+    command.args(["dev", "--listen-client-urls", "http://127.0.0.1:0", "--data-dir"]).arg(&data_dir);
+    let mut process = Process::spawn(command);
+    assert_eq!(process.ended().code(), Some(77));
+    let said = process.said();
+    assert!(said.contains(&format!("chmod o+x {}", dir.path().join("closed").display())), "{said}");
+}
+
+#[test]
 fn closed_shared_memory_has_a_sentence_of_its_own() {
     if !geteuid().is_root() {
         return; // Only root can mount the closed /dev/shm, in a mount namespace that only this Duet sees.

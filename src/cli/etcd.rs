@@ -68,8 +68,7 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
     }
     let parsed = args::parse(args, takes).map_err(Failure::usage)?;
     if parsed.help {
-        print!("{}", super::help::flags(USAGE));
-        println!("\nFurther flags of a single etcd are accepted; those that have no meaning here are named in a warning.");
+        print!("{}", super::help::etcd_flags(USAGE, |name| takes(name).is_some()));
         return Ok(());
     }
     if let Some(extra) = parsed.rest.first() {

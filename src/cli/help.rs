@@ -27,15 +27,26 @@ pub(super) fn overview() -> String {
 
 /// The flags of a command.
 pub(super) fn flags(usage: &str) -> String {
-    let mut out = format!("Usage:\n  {usage}\n\n");
-    out.push_str(
-        "Every flag can also be an environment variable (--data-dir: DUET_DATA_DIR) or a line of the TOML file that\n\
+    let sources = "Every flag can also be an environment variable (--data-dir: DUET_DATA_DIR) or a line of the TOML file that\n\
          --config-file or DUET_CONFIG_FILE names (data-dir = \"/var/lib/duet\"). Flags win over the environment, the\n\
-         environment over the file, the file over the defaults.\n",
-    );
+         environment over the file, the file over the defaults.\n";
+    page(usage, sources, |_| true)
+}
+
+/// The flags of `duet etcd` that have a meaning, those that `has` knows.
+pub(super) fn etcd_flags(usage: &str, has: impl Fn(&str) -> bool) -> String {
+    let sources = "Every flag can also be an environment variable (--data-dir: ETCD_DATA_DIR, or DUET_DATA_DIR, which wins). Flags win\n\
+         over the environment. With --config-file or ETCD_CONFIG_FILE everything comes from that file instead: etcd's YAML,\n\
+         in which Duet's own flags may stand, too. (A file whose name ends with .toml is one of Duet's, below flags and\n\
+         environment.) Further flags of a single etcd are accepted; those that have no meaning here are named in a warning.\n";
+    page(usage, sources, has)
+}
+
+fn page(usage: &str, sources: &str, has: impl Fn(&str) -> bool) -> String {
+    let mut out = format!("Usage:\n  {usage}\n\n{sources}");
     for (group, title) in Group::ALL {
         let _ = writeln!(out, "\n{title}:"); // writing to a String can't fail
-        for opt in OPTIONS.iter().filter(|opt| opt.group == group) {
+        for opt in OPTIONS.iter().filter(|opt| opt.group == group && has(opt.name)) {
             option(&mut out, opt);
         }
     }
@@ -82,6 +93,8 @@ mod tests {
         for (code, _) in CODES {
             assert!(help.contains(&format!("\n  {code:>3}  ")), "{code}");
         }
-        assert!(help.lines().all(|line| line.chars().count() <= 120));
+        let etcd = etcd_flags("duet etcd [etcd's flags]", |name| name != "database");
+        assert!(etcd.contains("ETCD_CONFIG_FILE") && !etcd.contains("--database "));
+        assert!(help.lines().chain(etcd.lines()).all(|line| line.chars().count() <= 120));
     }
 }

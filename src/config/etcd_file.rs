@@ -5,8 +5,10 @@
 //! knows are passed over (here with a warning). It deliberately judges no value; that is done where flags are judged.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::options::{self, Kind};
+use super::units::format_duration;
 
 /// Where a section's keys belong: section, key in it, flag. `None`: there is no such flag, see [`EtcdFile::refused`].
 #[rustfmt::skip]
@@ -100,7 +102,10 @@ impl EtcdFile {
     fn take(&mut self, key: &str, flag: &str, value: &serde_json::Value) -> Result<(), String> {
         let Some(text) = text_of(key, value)? else { return Ok(()) };
         let is_duration = options::find(flag).is_some_and(|opt| opt.kind == Kind::Duration);
-        let text = if is_duration && value.is_number() { format!("{text}ns") } else { text };
+        let text = match value.as_u64().filter(|_| is_duration) {
+            Some(nanos) => format_duration(Duration::from_nanos(nanos)),
+            None => text,
+        };
         self.flags.push((flag.to_owned(), text));
         Ok(())
     }
@@ -161,8 +166,8 @@ mod tests {
 
     #[test]
     fn durations_are_nanoseconds_as_in_etcd_and_units_are_understood_too() {
-        assert_eq!(flags("watch-progress-notify-interval: 600000000000"), ["watch-progress-notify-interval=600000000000ns"]);
-        assert_eq!(flags("watch-progress-notify-interval: 10m"), ["watch-progress-notify-interval=10m"]);
+        assert_eq!(flags("watch-progress-notify-interval: 600000000000"), ["watch-progress-notify-interval=10m"]);
+        assert_eq!(flags("watch-progress-notify-interval: 1h30m"), ["watch-progress-notify-interval=1h30m"]);
         // A retention is text: hours, a duration or revisions.
         assert_eq!(flags("auto-compaction-retention: 1"), ["auto-compaction-retention=1"]);
     }
