@@ -43,6 +43,18 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 #[test]
+fn a_refusals_exit_code_gets_through() {
+    if !geteuid().is_root() {
+        return; // As below.
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(duet()).arg("frobnicate");
+    let mut process = Process::spawn(command);
+    assert_eq!(process.ended().code(), Some(64));
+    assert!(process.said().contains("no such command"));
+}
+
+#[test]
 fn orphans_are_waited_for_postgresql_is_restarted_and_signals_and_exit_codes_get_through() {
     if !geteuid().is_root() {
         return; // Only root can make the process namespace, and run PostgreSQL as another user in it.

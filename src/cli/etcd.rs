@@ -302,6 +302,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_with_every_key_of_etcds_sample_is_taken() {
+        let text = "name: 'default'\ndata-dir:\nwal-dir:\nsnapshot-count: 10000\nheartbeat-interval: 100\nelection-timeout: 1000\n\
+            quota-backend-bytes: 0\nlisten-peer-urls: http://localhost:2380\nlisten-client-urls: http://localhost:2379\n\
+            max-snapshots: 5\nmax-wals: 5\ncors:\ninitial-advertise-peer-urls: http://localhost:2380\n\
+            advertise-client-urls: http://localhost:2379\ndiscovery:\ndiscovery-fallback: 'proxy'\ndiscovery-proxy:\n\
+            discovery-srv:\ninitial-cluster:\ninitial-cluster-token: 'etcd-cluster'\ninitial-cluster-state: 'new'\n\
+            strict-reconfig-check: false\nenable-pprof: true\nproxy: 'off'\nproxy-failure-wait: 5000\n\
+            client-transport-security:\n  cert-file: \n  key-file: \n  client-cert-auth: false\n  trusted-ca-file: \n  auto-tls: false\n\
+            peer-transport-security:\n  cert-file: \n  client-cert-auth: false\n  auto-tls: false\n  allowed-cn: \n  allowed-hostname: \n\
+            self-signed-cert-validity: 1\nlog-level: debug\nlogger: zap\nlog-outputs: [stderr]\nforce-new-cluster: false\n\
+            auto-compaction-mode: periodic\nauto-compaction-retention: \"1\"\n\
+            cipher-suites: [\n  TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,\n  TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384\n]\n\
+            tls-min-version: 'TLS1.2'\ntls-max-version: 'TLS1.3'\n";
+        let loaded = started_from(text, "").unwrap();
+        assert_eq!(loaded.raw.warnings.len(), 1, "{:?}", loaded.raw.warnings);
+        assert_eq!(loaded.config.logging.level, "debug");
+        assert!(loaded.config.tls.is_none());
+    }
+
+    #[test]
     fn a_configuration_file_is_judged_as_the_flags_are() {
         for (text, expected) in [
             ("initial-cluster: a=http://h:1,b=http://h:2", "2 members"),

@@ -100,7 +100,8 @@ impl EtcdFile {
     }
 
     fn take(&mut self, key: &str, flag: &str, value: &serde_json::Value) -> Result<(), String> {
-        let Some(text) = text_of(key, value)? else { return Ok(()) };
+        // Nothing, and an empty text, leave the default.
+        let Some(text) = text_of(key, value)?.filter(|text| !text.is_empty()) else { return Ok(()) };
         let is_duration = options::find(flag).is_some_and(|opt| opt.kind == Kind::Duration);
         let text = match value.as_u64().filter(|_| is_duration) {
             Some(nanos) => format_duration(Duration::from_nanos(nanos)),

@@ -54,7 +54,7 @@ impl Kind {
             Kind::Bytes => "BYTES".into(),
             Kind::Count => "N".into(),
             Kind::Urls => "URL,…".into(),
-            Kind::OneOf(values) => values.join("|"),
+            Kind::OneOf(values) => values.iter().copied().filter(|value| !value.is_empty()).collect::<Vec<_>>().join("|"),
         }
     }
 }
@@ -127,7 +127,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Security, "auto-tls", Kind::Bool, "false", "Make a self-signed certificate in DATA-DIR/fixtures/client and use it for https listen URLs. Ignored with --cert-file."),
     opt(Group::Security, "self-signed-cert-validity", Kind::Count, "1", "For how many years a certificate made by --auto-tls is valid."),
     opt(Group::Security, "cipher-suites", Kind::Text, "", "Cipher suites for TLS 1.2, by Go's names, separated by commas; those of TLS 1.3 are always on. Default: all that are safe."),
-    opt(Group::Security, "tls-min-version", Kind::OneOf(&["TLS1.2", "TLS1.3"]), "TLS1.2", "The oldest TLS version accepted."),
+    opt(Group::Security, "tls-min-version", Kind::OneOf(&["TLS1.2", "TLS1.3", ""]), "TLS1.2", "The oldest TLS version accepted."),
     opt(Group::Security, "tls-max-version", Kind::OneOf(&["", "TLS1.2", "TLS1.3"]), "", "The newest TLS version accepted; empty means the newest there is."),
     opt(Group::Logging, "log-level", Kind::Text, "info", "debug, info, warn or error; or filter directives such as info,duet::engine=debug."),
     opt(Group::Logging, "log-format", Kind::OneOf(&["text", "console", "json"]), "text", "Text for people (console is etcd's word for it) or JSON. Default under the name etcd: json."),

@@ -34,7 +34,7 @@ pub(super) fn validate(c: &mut Checker, config: &Config) -> Option<TlsConfig> {
         client_cert_allowed_hostnames,
         cipher_suites,
         self_signed,
-        allow_tls12: min == "TLS1.2",
+        allow_tls12: min != "TLS1.3",
         allow_tls13: max != "TLS1.2",
     })
 }
