@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use duet::mvcc::{CountMode, EvalError, Evaluated, Evaluator, LeaseLookup, Loaded, ReadView, Store, StoreOptions, range};
+use duet::mvcc::{
+    CountMode, EvalError, Evaluated, Evaluator, HashScope, LeaseLookup, Loaded, ReadView, Store, StoreOptions, range,
+};
 use duet::proto::etcdserverpb::request_op::Request;
 use duet::proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest};
 use duet::proto::mvccpb::KeyValue;
@@ -303,7 +305,8 @@ impl Pair {
 /// Places, metadata and lengths of what a hash covers; values are compared by the ranges.
 fn hashed(store: &Store, at: Revision) -> Vec<(Bytes, Rev, i64, i64, usize)> {
     store
-        .hashable(at)
+        .hash_step(HashScope { compacted: store.compacted(), at, compacting: false }, None, usize::MAX)
+        .finish()
         .into_iter()
         .map(|(key, version)| (key, version.rev, version.create_revision, version.version, version.value.len()))
         .collect()

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use super::health::ServerHealth;
 use crate::config::{Config, TlsConfig};
-use crate::engine::{Engine, Options, ReadRight, Role};
+use crate::engine::{Engine, Options, ReadRight, Role, shown_quota};
 use crate::etcdserver::{self, EtcdServer};
 use crate::mvcc::StoreOptions;
 use crate::net::http::{Health, client_routes, metrics_routes, not_found};
@@ -127,7 +127,7 @@ impl Prepared {
     pub fn engine(&self, log: Arc<dyn Log>, read_right: ReadRight) -> Engine {
         let (config, defaults) = (&self.config, Options::default());
         let quota_bytes = config.limits.quota_backend_bytes.map_or(0, |quota| quota.0);
-        self.metrics.server.quota_backend_bytes.set(i64::try_from(quota_bytes).unwrap_or(i64::MAX));
+        self.metrics.server.quota_backend_bytes.set(shown_quota(quota_bytes));
         let options = Options {
             store: StoreOptions { value_budget: config.value_cache_bytes.as_usize(), ..defaults.store },
             quota_bytes,

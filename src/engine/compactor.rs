@@ -36,6 +36,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 async fn sweep(shared: &Shared) {
     let begun = Instant::now();
     let target = shared.store.read().compacted();
+    shared.hash_compaction(target).await;
     let mut next: Option<Bytes> = None;
     let mut removed = 0;
     loop {

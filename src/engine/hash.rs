@@ -1,16 +1,29 @@
 //! HashKV: etcd's CRC-32C over the key space at a revision, computed the same way, so that it equals an etcd's with the same history.
+//!
+//! Like etcd it remembers, until it restarts, the hashes that it took while it compacted, of the last ten compactions: at those
+//! revisions HashKV answers what stood there before the compaction. A compaction that would have to read too much back for that, or
+//! that overtook another, is not remembered.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
 use prost::Message;
 
-use super::{Engine, Error};
-use crate::mvcc::{ReadView, Value, Version, key_value};
+use super::{Engine, Error, Shared};
+use crate::mvcc::{HashScope, HashStep, ReadView, Value, Version, key_value};
 use crate::proto::mvccpb::KeyValue;
 use crate::types::{Rev, Revision};
 
+/// How many keys are looked at under one hold of the store.
+const KEYS_PER_STEP: usize = 1000;
 /// How many rows are hashed between two looks at storage.
 const ROWS_PER_CHUNK: usize = 1000;
 /// How often the hash begins anew when a compaction overtakes it.
 const ATTEMPTS_MAX: usize = 5;
+/// How many compactions' hashes are remembered (etcd: `hashStorageMaxSize`).
+const REMEMBERED_MAX: usize = 10;
+/// How many bytes of values a compaction may read back from storage for its hash.
+const COMPACTION_READ_BACK_MAX: usize = 64 << 20;
 
 /// A hash, and what it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +38,29 @@ pub struct KvHash {
     pub revision: Revision,
 }
 
+/// The hashes of the last compactions, by revision: hash and the compact revision before.
+#[derive(Debug, Default)]
+pub(super) struct CompactionHashes(BTreeMap<Revision, (u32, Revision)>);
+
+impl CompactionHashes {
+    fn remember(&mut self, scope: HashScope, hash: u32) {
+        self.0.insert(scope.at, (hash, scope.compacted));
+        while self.0.len() > REMEMBERED_MAX {
+            self.0.pop_first();
+        }
+    }
+}
+
 impl Engine {
     /// The hash at `revision` (0: the newest).
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`, `Storage`.
     pub async fn hash_kv(&self, revision: Revision) -> Result<KvHash, Error> {
+        let remembered = self.shared.compaction_hashes.lock().0.get(&revision).copied();
+        if let Some((hash, compact_revision)) = remembered {
+            return Ok(KvHash { hash, compact_revision, hash_revision: revision, revision: self.revision() });
+        }
         let _timer = self.shared.metrics.mvcc.hash_rev_duration_seconds.start_timer();
         for _ in 0..ATTEMPTS_MAX {
             if let Some(hash) = self.try_hash_kv(revision).await? {
@@ -40,27 +70,71 @@ impl Engine {
         Err(Error::Storage("compactions kept overtaking the hash".into()))
     }
 
-    /// `None` when a value was compacted away while the hash was on its way.
+    /// `None` when a compaction came in between.
     async fn try_hash_kv(&self, revision: Revision) -> Result<Option<KvHash>, Error> {
-        let (rows, mut result) = {
-            let store = self.shared.store.read();
-            let (current, compacted) = (store.current(), store.compacted());
-            if revision > 0 && revision < compacted {
-                return Err(Error::Compacted);
-            }
-            if revision > current {
-                return Err(Error::FutureRevision);
-            }
-            // Below zero there is nothing, and that has a hash too, as in etcd.
-            let at = if revision == 0 { current } else { revision };
-            let result = KvHash { hash: 0, compact_revision: compacted, hash_revision: at, revision: current };
-            (store.hashable(at), result)
+        let shared = &self.shared;
+        let (current, compacted) = {
+            let store = shared.store.read();
+            (store.current(), store.compacted())
         };
+        if revision > 0 && revision < compacted {
+            return Err(Error::Compacted);
+        }
+        if revision > current {
+            return Err(Error::FutureRevision);
+        }
+        // Below zero there is nothing, and that has a hash too, as in etcd.
+        let at = if revision == 0 { current } else { revision };
+        let rows = shared.hashed_rows(HashScope { compacted, at, compacting: false }).await;
+        if shared.store.read().compacted() != compacted {
+            return Ok(None);
+        }
+        let hash = shared.hash_rows(&rows).await?;
+        Ok(hash.map(|hash| KvHash { hash, compact_revision: compacted, hash_revision: at, revision: current }))
+    }
+}
+
+impl Shared {
+    /// Takes and remembers the hash of a compaction whose rows are still there, if it is the only one since the last sweep.
+    pub(super) async fn hash_compaction(&self, at: Revision) {
+        let compacted = self.store.read().compacted_before();
+        if compacted >= at || compacted != *self.swept.borrow() {
+            return;
+        }
+        let scope = HashScope { compacted, at, compacting: true };
+        let rows = self.hashed_rows(scope).await;
+        let evicted: usize = rows.iter().filter(|(_, version)| is_evicted(version)).map(|(_, version)| version.value.len()).sum();
+        if evicted > COMPACTION_READ_BACK_MAX {
+            return;
+        }
+        match self.hash_rows(&rows).await {
+            Ok(Some(hash)) => self.compaction_hashes.lock().remember(scope, hash),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, revision = at, "the compaction's hash isn't remembered"),
+        }
+    }
+
+    /// The rows that a hash covers, in history order. What a scope covers never changes before the next compaction, so the keys are
+    /// looked at a few at a time, and no write waits for all of them.
+    async fn hashed_rows(&self, scope: HashScope) -> Vec<(Bytes, Version)> {
+        let mut gathered = HashStep::default();
+        loop {
+            let step = self.store.read().hash_step(scope, gathered.next.as_ref(), KEYS_PER_STEP);
+            gathered.join(step);
+            if gathered.next.is_none() {
+                return gathered.finish();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// `None` when a value was compacted away while the hash was on its way.
+    async fn hash_rows(&self, rows: &[(Bytes, Version)]) -> Result<Option<u32>, Error> {
         let mut crc = crc32c::crc32c(b"key");
         for chunk in rows.chunks(ROWS_PER_CHUNK) {
             let evicted: Vec<Rev> =
                 chunk.iter().filter(|(_, version)| is_evicted(version)).map(|(_, version)| version.rev).collect();
-            let loaded = self.shared.load_values(evicted).await?;
+            let loaded = self.load_values(evicted).await?;
             for (key, version) in chunk {
                 let value = match &version.value {
                     Value::Resident(value) => value.clone(),
@@ -79,8 +153,7 @@ impl Engine {
             }
             tokio::task::yield_now().await;
         }
-        result.hash = crc;
-        Ok(Some(result))
+        Ok(Some(crc))
     }
 }
 

@@ -139,6 +139,11 @@ impl Drop for QueuedBytes {
     }
 }
 
+/// A space quota as Status and metrics show it, in bytes: −1 when there is none, which is how etcd's users switch it off.
+pub fn shown_quota(quota_bytes: u64) -> i64 {
+    if quota_bytes == 0 { -1 } else { i64::try_from(quota_bytes).unwrap_or(i64::MAX) }
+}
+
 /// Everything that the writer task, the readers and the watchers share.
 struct Shared {
     options: Options,
@@ -160,6 +165,7 @@ struct Shared {
     batches: AtomicU64,
     disk_bytes: AtomicI64,
     compaction: Notify,
+    compaction_hashes: Mutex<hash::CompactionHashes>,
     /// The compact revision up to which storage has been swept.
     swept: watch::Sender<Revision>,
     stop: CancellationToken,
@@ -198,6 +204,7 @@ impl Engine {
             batches: AtomicU64::new(0),
             disk_bytes: AtomicI64::new(0),
             compaction: Notify::new(),
+            compaction_hashes: Mutex::default(),
             swept: watch::Sender::new(-1),
             stop: CancellationToken::new(),
             options,

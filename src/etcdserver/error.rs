@@ -156,7 +156,8 @@ pub fn of_read(error: engine::Error) -> Status {
         engine::Error::LeaseExists => Error::LeaseExist,
         engine::Error::KeyNotFound => Error::KeyNotFound,
         engine::Error::NoSpace => Error::NoSpace,
-        engine::Error::TooManyRequests => Error::RequestTooManyRequests,
+        // etcd's table has its client's error here, which is no gRPC status, so that the text arrives with the code Unknown.
+        engine::Error::TooManyRequests => return Status::unknown(Error::RequestTooManyRequests.text()),
         engine::Error::Timeout | engine::Error::NotApplied => Error::Timeout,
         engine::Error::NoLeader => Error::NoLeader,
         engine::Error::Stopped => Error::Stopped,
@@ -181,6 +182,12 @@ mod tests {
         assert!(!retried(engine::Error::NoSpace), "sending it again doesn't help");
         assert_eq!(of_write(engine::Error::Timeout).message(), "etcdserver: request timed out");
         assert_eq!(of_write(engine::Error::Timeout).code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn too_many_requests_arrive_under_the_code_that_etcd_sends() {
+        let status = of_write(engine::Error::TooManyRequests);
+        assert_eq!((status.code(), status.message()), (Code::Unknown, "etcdserver: too many requests"));
     }
 
     #[test]

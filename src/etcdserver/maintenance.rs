@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::error::{self, Error};
 use super::{EtcdServer, leader, version};
+use crate::engine::shown_quota;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
@@ -59,7 +60,7 @@ impl Maintenance for EtcdServer {
             db_size_in_use: status.in_use_bytes,
             is_learner: false,
             storage_version: ETCD_CLUSTER_VERSION.to_owned(),
-            db_size_quota: i64::try_from(self.inner.config.quota_bytes).unwrap_or(i64::MAX),
+            db_size_quota: shown_quota(self.inner.config.quota_bytes),
             downgrade_info: Some(DowngradeInfo::default()),
         }))
     }

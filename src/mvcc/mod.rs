@@ -7,6 +7,7 @@
 //! Nothing here waits, logs or knows about clients.
 
 mod event;
+mod hash;
 mod overlay;
 mod range;
 mod store;
@@ -14,6 +15,7 @@ mod txn;
 mod view;
 
 pub use event::{Event, RevisionEvents};
+pub use hash::{HashScope, HashStep};
 pub use overlay::Overlay;
 pub use range::{CountMode, has_revision_filters, key_value, range};
 pub use store::{Store, StoreOptions, SweepStep};

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::event::{Event, RevisionEvents};
+use super::hash::{HashScope, HashStep};
 use super::overlay::{newest, version_of};
 use super::view::{ReadView, Value, Version};
 use crate::storage::{Batch, LogRow};
@@ -51,6 +52,8 @@ pub struct Store {
     keys: BTreeMap<Bytes, History>,
     current: Revision,
     compacted: Revision,
+    /// The compact revision before the last compaction that was applied; `compacted` itself after a restore.
+    compacted_before: Revision,
     ring: VecDeque<Arc<RevisionEvents>>,
     ring_bytes: usize,
     resident: usize,
@@ -78,6 +81,7 @@ impl Store {
             keys: BTreeMap::new(),
             current: 1,
             compacted: -1,
+            compacted_before: -1,
             ring: VecDeque::new(),
             ring_bytes: 0,
             resident: 0,
@@ -104,6 +108,7 @@ impl Store {
         }
         if let Some(compacted) = batch.compacted {
             assert!(self.compacted < compacted && compacted <= self.current, "compaction moves forward, to the past");
+            self.compacted_before = self.compacted;
             self.compacted = compacted;
         }
         for events in &published {
@@ -137,6 +142,7 @@ impl Store {
     /// on to the compact revision without leaving rows.
     pub fn finish_restore(&mut self, compacted: Revision) {
         self.compacted = self.compacted.max(compacted);
+        self.compacted_before = self.compacted;
         self.current = self.current.max(self.compacted);
     }
 
@@ -250,28 +256,24 @@ impl Store {
         step
     }
 
-    /// Every row that etcd's `HashKV` at revision `at` covers, in history order.
-    ///
-    /// Of what stands at or below the compact revision, only versions that are live at `at` count (if any key lives there at all), and
-    /// a tombstone exactly at the compact revision never does: so that stores hash equal whether or not they have finished compacting.
-    pub fn hashable(&self, at: Revision) -> Vec<(Bytes, Version)> {
-        let live_at = |versions: &[Version]| newest(versions, at).is_some_and(|version| !version.is_tombstone());
-        let any_live = self.keys.values().any(|history| live_at(&history.versions));
-        let mut rows: Vec<(Bytes, Version)> = Vec::new();
-        for (key, history) in &self.keys {
-            let versions = &history.versions[first_reachable(&history.versions, self.compacted)..];
-            let newest_rev = newest(versions, at).map(|version| version.rev);
-            for version in versions.iter().take_while(|version| version.rev.main <= at) {
-                let kept = !any_live || (Some(version.rev) == newest_rev && !version.is_tombstone());
-                let recent = version.rev.main > self.compacted;
-                let doomed = version.is_tombstone() && version.rev.main == self.compacted;
-                if (recent || kept) && !doomed {
-                    rows.push((key.clone(), version.clone()));
-                }
+    /// One bounded step of gathering the rows that a hash covers: looks at `keys_max` keys from `from` on.
+    pub fn hash_step(&self, scope: HashScope, from: Option<&Bytes>, keys_max: usize) -> HashStep {
+        let start = from.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
+        let mut step = HashStep::default();
+        for (visited, (key, history)) in self.keys.range::<Bytes, _>((start, Bound::Unbounded)).enumerate() {
+            if visited == keys_max {
+                step.next = Some(key.clone());
+                break;
             }
+            let versions = &history.versions[first_reachable(&history.versions, scope.compacted)..];
+            scope.select(key, versions, &mut step);
         }
-        rows.sort_unstable_by_key(|(_, version)| version.rev);
-        rows
+        step
+    }
+
+    /// The compact revision before the last compaction; the present one if that isn't known.
+    pub fn compacted_before(&self) -> Revision {
+        self.compacted_before
     }
 
     /// Live keys with their newest version: for recovery (leases) and for counting.

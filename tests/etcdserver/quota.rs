@@ -60,3 +60,12 @@ async fn the_quota_is_looked_at_before_fields_and_alarms_after_them() {
     assert_refused(put(&server, "", 20_000).await, Code::ResourceExhausted, NO_SPACE);
     assert_refused(put(&server, "", 1).await, Code::InvalidArgument, "etcdserver: key is not provided");
 }
+
+#[tokio::test]
+async fn status_shows_the_quota_and_minus_1_when_it_is_switched_off() {
+    for (quota, shown) in [(8 << 30, 8 << 30), (0, -1)] {
+        let server = Server::with(|_, config| config.quota_bytes = quota).await;
+        let status = server.maintenance().status(pb::StatusRequest {}).await.unwrap().into_inner();
+        assert_eq!(status.db_size_quota, shown);
+    }
+}

@@ -236,6 +236,22 @@ fn hashes() -> Vec<Case> {
             ],
         ),
         fresh(
+            "HashKV remembers the hashes of the last ten compactions",
+            (0..14)
+                .flat_map(|n| {
+                    let last = 3 * n + 4;
+                    steps![
+                        put("a", "1"),
+                        delete("a"),
+                        put(format!("k{n}"), "v"),
+                        compact_physical(last - n % 3),
+                        hash_kv(last - n % 3)
+                    ]
+                })
+                .chain((1..=44).map(hash_kv))
+                .collect::<Vec<_>>(),
+        ),
+        fresh(
             "HashKV after a restart",
             steps![
                 grant(7, 5000),
