@@ -17,7 +17,7 @@ impl Engine {
         let serving = matches!(role, Role::Active);
         metrics.server.has_leader.set(i64::from(serving));
         metrics.server.is_leader.set(i64::from(serving));
-        metrics.server.quota_backend_bytes.set(i64::try_from(shared.options.quota_bytes).unwrap_or(i64::MAX));
+        metrics.server.quota_backend_bytes.set(super::shown_quota(shared.options.quota_bytes));
         metrics.server.proposals_pending.set(count(status.queued));
         metrics.engine.queue_depth.set(count(status.queued));
         metrics.engine.epoch.set(status.epoch);
@@ -38,10 +38,11 @@ impl Engine {
             let counted = metrics.value_cache.evictions_total.get();
             metrics.value_cache.evictions_total.inc_by(evictions.saturating_sub(counted));
         }
-        let HubStats { streams, watchers, lagging, queued, .. } = shared.hub.stats();
+        let HubStats { streams, watchers, lagging, lag_revisions, queued, .. } = shared.hub.stats();
         metrics.watch.stream_total.set(count(streams));
         metrics.watch.watcher_total.set(count(watchers));
         metrics.watch.slow_watcher_total.set(count(lagging));
+        metrics.watch.lag_revisions.set(lag_revisions);
         metrics.watch.pending_events_total.set(count(queued));
     }
 }

@@ -81,12 +81,12 @@ async fn session(
         () = overtaken::overtaken(shared) => return Err(LogError::Deposed("another replica has become the writer".to_owned())),
         () = shared.stop.cancelled() => return Ok(()),
     };
-    shared.set_role(Role::Recovering);
-    recovery::recover(shared, writer.as_mut()).await?;
     if shared.disk_bytes.load(Ordering::Relaxed) == 0 {
-        // Status divides by it: etcdctl's table does so without looking.
+        // Status is answered while recovering, and etcdctl's table divides by the size without looking.
         shared.refresh_disk_usage().await;
     }
+    shared.set_role(Role::Recovering);
+    recovery::recover(shared, writer.as_mut()).await?;
     let mut serving = Serving::new(shared, writer.as_mut());
     shared.set_role(Role::Active);
     shared.compaction.notify_one();
@@ -197,6 +197,7 @@ impl<'a> Serving<'a> {
         while self.accepts()
             && let Some(request) = self.taken.pop_front()
         {
+            self.shared.metrics.engine.queue_wait_seconds.observe(request.asked.at.elapsed().as_secs_f64());
             self.evaluate(request, &store);
         }
     }

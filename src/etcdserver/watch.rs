@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{EtcdServer, requires_leader};
@@ -19,11 +20,11 @@ impl Watch for EtcdServer {
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let requires_leader = requires_leader(request.metadata());
         let (requests, responses) = self.inner.engine.watch().open(self.header(0));
-        let receiving = Some(Box::pin(receive(request.into_inner(), requests)) as BoxFuture<'static, _>);
+        // A task of its own, so that a client that doesn't read is still heard, as long as the answers to its requests find room.
+        let receiving = Some(AbortOnDropHandle::new(tokio::spawn(receive(request.into_inner(), requests))));
         let server = self.clone();
         let end = Box::pin(async move { server.stream_end(requires_leader).await }) as BoxFuture<'static, _>;
-        // Both directions live in the one future that sends: a client that stops reading stops being heard, and when it goes away
-        // everything of it goes with the stream.
+        // When the client goes away everything of it goes with the stream.
         let state = Session { end, receiving, responses };
         Ok(Response::new(Box::pin(stream::try_unfold(state, |mut session| async move {
             Ok(session.next().await?.map(|response| (response, session)))
@@ -31,12 +32,15 @@ impl Watch for EtcdServer {
     }
 }
 
+/// The task that hears the client; it ends with the stream.
+type Receiving = AbortOnDropHandle<Result<(), Status>>;
+
 /// One Watch RPC.
 struct Session {
     /// Resolves when the stream has to end.
     end: BoxFuture<'static, Status>,
     /// Takes the client's requests in; `None` when the client has closed its side, which leaves its watchers running.
-    receiving: Option<BoxFuture<'static, Result<(), Status>>>,
+    receiving: Option<Receiving>,
     responses: WatchResponses,
 }
 
@@ -58,9 +62,9 @@ impl Session {
 }
 
 /// The end of the requests; `None` when they have ended before.
-async fn received(receiving: &mut Option<BoxFuture<'static, Result<(), Status>>>) -> Option<Result<(), Status>> {
+async fn received(receiving: &mut Option<Receiving>) -> Option<Result<(), Status>> {
     match receiving {
-        Some(receiving) => Some(receiving.await),
+        Some(receiving) => Some(receiving.await.unwrap_or_else(|error| Err(Status::internal(format!("duet: {error}"))))),
         None => None,
     }
 }

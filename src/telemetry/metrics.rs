@@ -368,6 +368,8 @@ pub struct WatchMetrics {
     pub events_total: IntCounter,
     /// Events queued for streams that haven't taken them yet.
     pub pending_events_total: IntGauge,
+    /// How many revisions the watcher that lags most still has to read from history.
+    pub lag_revisions: IntGauge,
     /// Revisions in the memory ring that lagging watchers are replayed from first.
     pub ring_revisions: IntGauge,
 }
@@ -381,6 +383,7 @@ impl WatchMetrics {
             events_total: r.counter("etcd_debugging_mvcc_events_total", "Total number of events sent by this member.")?,
             pending_events_total: r
                 .gauge("etcd_debugging_mvcc_pending_events_total", "Total number of pending events to be sent.")?,
+            lag_revisions: r.gauge("duet_watch_lag_revisions", "Revisions by which the watcher that lags most is behind.")?,
             ring_revisions: r.gauge("duet_watch_ring_revisions", "Revisions that the memory ring holds.")?,
         })
     }
@@ -423,6 +426,8 @@ pub struct EngineMetrics {
     pub batch_bytes: Histogram,
     /// From sending a batch to PostgreSQL to knowing that it is durable.
     pub commit_seconds: Histogram,
+    /// From queueing a write to the writer taking it in hand.
+    pub queue_wait_seconds: Histogram,
     /// Requests that wait in the writer's queue.
     pub queue_depth: IntGauge,
     /// Batches sent to PostgreSQL and not answered yet.
@@ -459,6 +464,11 @@ impl EngineMetrics {
             commit_seconds: r.histogram(
                 "duet_engine_commit_duration_seconds",
                 "From sending a batch to PostgreSQL to knowing that it is durable.",
+                FAST_SECONDS,
+            )?,
+            queue_wait_seconds: r.histogram(
+                "duet_engine_queue_wait_seconds",
+                "From queueing a write to the writer taking it in hand.",
                 FAST_SECONDS,
             )?,
             queue_depth: r.gauge("duet_engine_queue_depth", "Requests that wait in the writer's queue.")?,

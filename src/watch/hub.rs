@@ -77,6 +77,8 @@ pub struct HubStats {
     pub watchers: usize,
     /// Those of them that lag.
     pub lagging: usize,
+    /// How many revisions the one that lags most is behind.
+    pub lag_revisions: Revision,
     /// Responses in all queues.
     pub queued: usize,
     /// Bytes of events in all queues.
@@ -278,7 +280,7 @@ impl Hub {
         let item = Item::Events {
             watch_id: target.watch,
             revision: revision.revision,
-            picked: vec![Picked::new(revision.clone(), &positions)],
+            picked: vec![Picked::new(revision, &positions)],
             options,
             compacted: self.compacted,
         };
@@ -383,6 +385,8 @@ impl Hub {
         for stream in self.streams.values() {
             stats.watchers += stream.watchers.values().filter(|watcher| watcher.state != State::Compacted).count();
             stats.lagging += stream.lagging;
+            let behind = stream.watchers.values().map(|watcher| watcher.behind(self.current)).max();
+            stats.lag_revisions = stats.lag_revisions.max(behind.unwrap_or(0));
             stats.queued += stream.queue.len();
             stats.queued_bytes += stream.queue.bytes();
         }

@@ -231,3 +231,29 @@ fn a_gap_in_what_is_published_is_a_lost_event_and_stops_everything() {
     let (mut hub, _) = hub(5);
     hub.publish(&[put(7, &["a"])]);
 }
+
+#[test]
+fn a_queue_weighs_what_it_holds_on_to_and_holds_on_to_nothing_else() {
+    let (mut hub, stream) = hub(1);
+    watch(&mut hub, stream, 0, "k", 0);
+    hub.publish(&[put(2, &["k"])]);
+    let of_one = hub.stats().queued_bytes;
+    hub.take(stream, usize::MAX);
+    let large = put(3, &["a", "b", "c", "d", "e", "f", "g", "k"]);
+    hub.publish(std::slice::from_ref(&large));
+    assert!(hub.stats().queued_bytes <= of_one, "{} bytes for one of eight events", hub.stats().queued_bytes);
+    assert_eq!(Arc::strong_count(&large), 1, "the other seven aren't kept");
+    watch(&mut hub, stream, 0, "a", 0);
+    assert_eq!(taken(&mut hub, stream), ["events 0 at 3: k@3", "created 1 at 3"]);
+}
+
+#[test]
+fn the_lag_is_that_of_the_watcher_that_lags_most() {
+    let (mut hub, stream) = hub(10);
+    assert_eq!(hub.stats().lag_revisions, 0);
+    watch(&mut hub, stream, 0, "k", 0);
+    assert_eq!(hub.stats().lag_revisions, 0, "a synced one is not behind");
+    watch(&mut hub, stream, 0, "k", 8);
+    watch(&mut hub, stream, 0, "k", 4);
+    assert_eq!(hub.stats().lag_revisions, 7, "revisions 4 to 10");
+}

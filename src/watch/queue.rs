@@ -11,36 +11,33 @@ use super::watcher::{WatchId, WatchOptions};
 use crate::mvcc::{Event, RevisionEvents};
 use crate::types::Revision;
 
-/// Some of a revision's events.
+/// Some of a revision's events. It holds on to no others, so that a queue's bytes are what the queue keeps in memory.
 #[derive(Clone, Debug)]
-pub struct Picked {
-    revision: Arc<RevisionEvents>,
-    /// Positions of the events, ascending; `None` for all.
-    positions: Option<Box<[u32]>>,
-}
+pub struct Picked(Arc<RevisionEvents>);
 
 impl Picked {
     /// Those at `positions`, which ascend.
-    pub(super) fn new(revision: Arc<RevisionEvents>, positions: &[u32]) -> Self {
-        let all = positions.len() == revision.events.len();
-        Self { revision, positions: (!all).then(|| positions.into()) }
+    pub(super) fn new(revision: &Arc<RevisionEvents>, positions: &[u32]) -> Self {
+        if positions.len() == revision.events.len() {
+            return Self(Arc::clone(revision));
+        }
+        let events = positions.iter().filter_map(|position| revision.events.get(*position as usize)).cloned().collect();
+        Self(Arc::new(RevisionEvents { revision: revision.revision, events }))
     }
 
     /// The revision.
     pub fn revision(&self) -> Revision {
-        self.revision.revision
+        self.0.revision
     }
 
     /// The events, in sub-revision order.
     pub fn events(&self) -> impl Iterator<Item = &Event> {
-        let all = if self.positions.is_none() { self.revision.events.as_slice() } else { &[] };
-        let some = self.positions.iter().flatten().filter_map(|position| self.revision.events.get(*position as usize));
-        all.iter().chain(some)
+        self.0.events.iter()
     }
 
     /// How many events there are.
     pub fn len(&self) -> usize {
-        self.positions.as_ref().map_or(self.revision.events.len(), |positions| positions.len())
+        self.0.events.len()
     }
 
     /// Never: what has no event isn't sent.
@@ -108,8 +105,8 @@ impl Item {
     }
 
     fn weight(&self) -> usize {
-        let Self::Events { picked, options, .. } = self else { return size_of::<Self>() };
-        size_of::<Self>() + picked.iter().flat_map(Picked::events).map(|event| options.weight(event)).sum::<usize>()
+        let Self::Events { picked, .. } = self else { return size_of::<Self>() };
+        size_of::<Self>() + picked.iter().map(|picked| picked.0.weight()).sum::<usize>()
     }
 }
 

@@ -92,7 +92,7 @@ impl ReplayPlan {
             }
             last = revision.revision;
             for (position, positions) in self.matched_revision(revision)? {
-                picked.entry(position).or_default().push(Picked::new(revision.clone(), &positions));
+                picked.entry(position).or_default().push(Picked::new(revision, &positions));
             }
         }
         Ok(Matched { next: replay.next, picked })

@@ -57,7 +57,8 @@ pub enum HistoryError {
 pub struct WatchConfig {
     /// What one stream may hold on to.
     pub limits: Limits,
-    /// How much history one read asks for, in bytes.
+    /// How much history one read asks for, in bytes. A replay's response is cut after that much, where etcd goes on to a thousand
+    /// revisions whatever they weigh.
     pub replay_bytes: usize,
     /// How long one read of history may take.
     pub replay_timeout: Duration,
@@ -73,7 +74,7 @@ impl Default for WatchConfig {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
-            replay_bytes: 1 << 20,
+            replay_bytes: 4 << 20,
             replay_timeout: Duration::from_secs(10),
             replay_patience: Duration::from_secs(30),
             fragment_bytes: (1536 + 512) << 10,

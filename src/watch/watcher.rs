@@ -1,8 +1,5 @@
 //! One watcher: what it wants, and how far it has come.
 
-use bytes::Bytes;
-
-use super::queue::Picked;
 use crate::mvcc::{Event, Value};
 use crate::types::{KeyRange, Revision};
 
@@ -57,6 +54,14 @@ impl Watcher {
     pub fn may_progress(&self, current: Revision) -> bool {
         self.state == State::Synced && current >= self.start_revision
     }
+
+    /// How many revisions it has to read from history before it is synced.
+    pub fn behind(&self, current: Revision) -> Revision {
+        match self.state {
+            State::Lagging { cursor } => (current + 1 - cursor).max(0),
+            State::Synced | State::Compacted => 0,
+        }
+    }
 }
 
 impl WatchOptions {
@@ -73,13 +78,6 @@ impl WatchOptions {
     /// Whether the event can't be sent from memory to this watcher because its previous value is not there.
     pub(super) fn lacks_prev(self, event: &Event) -> bool {
         self.needs_prev(event) && event.prev.as_ref().is_some_and(|prev| matches!(prev.value, Value::Evicted(_)))
-    }
-
-    /// About how much memory the event takes on its way to this watcher, in bytes.
-    pub(super) fn weight(self, event: &Event) -> usize {
-        let prev =
-            if self.needs_prev(event) { event.prev.as_ref().map_or(0, |prev| prev.value.len() + event.row.key.len()) } else { 0 };
-        size_of::<Picked>() + event.row.key.len() + event.row.value.as_ref().map_or(0, Bytes::len) + prev
     }
 }
 

@@ -191,3 +191,49 @@ async fn a_watch_stream_that_the_client_drops_is_forgotten() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_heard_all_the_same() {
+    let server = Server::start().await;
+    let mut stream = Stream::open(&server).await;
+    stream.create(on("a")).await;
+    // More than the client's window and the server's buffers take.
+    let value = "x".repeat(200_000);
+    for _ in 0..60 {
+        server.put("a", &value).await;
+    }
+    stream.send(RequestUnion::CreateRequest(on("b"))).await;
+    stream.send(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 0 })).await;
+    stream.send(RequestUnion::CreateRequest(on("c"))).await;
+    soon("the requests are heard", async {
+        while server.engine.watch().stats().watchers < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    server.put("c", "1").await;
+    let mut revisions = Vec::new();
+    loop {
+        let response = stream.next().await;
+        if response.canceled {
+            assert_eq!(response.watch_id, 0);
+        }
+        revisions.extend(response.events.iter().map(|event| event.kv.as_ref().expect("a pair").mod_revision));
+        if response.watch_id == 2 && !response.created {
+            break;
+        }
+    }
+    assert!(revisions.is_sorted(), "{revisions:?}");
+    assert_eq!(revisions.last(), Some(&62));
+}
+
+#[tokio::test]
+async fn how_long_writes_wait_for_the_writer_is_measured() {
+    let server = Server::start().await;
+    let waits = &server.metrics.engine.queue_wait_seconds;
+    assert_eq!(waits.get_sample_count(), 0);
+    server.put("a", "1").await;
+    server.delete("a", "").await;
+    assert_eq!(waits.get_sample_count(), 2);
+    assert!(waits.get_sample_sum() > 0.0);
+}

@@ -559,6 +559,10 @@ fn large() -> Vec<Case> {
             then(steps![open(0), watch(0, "a").to("z").from(2).fragment(), take(0, 3)]),
         ),
         case(
+            "a replay over 4 MiB comes in one response",
+            then(steps![put("e", value(5)), put("f", value(6)), open(0), watch(0, "a").to("z").from(2), take(0, 2)]),
+        ),
+        case(
             "a small replay isn't fragmented",
             steps![put("a", "1"), put("a", "2"), open(0), watch(0, "a").from(2).fragment(), take(0, 2)],
         ),
