@@ -8,8 +8,8 @@ use duet::mvcc::StoreOptions;
 use duet::proto::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use duet::proto::etcdserverpb::request_op::Request;
 use duet::proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, WatchCreateRequest,
-    WatchResponse,
+    Compare, DeleteRangeRequest, PutRequest, PutResponse, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
+    WatchCreateRequest, WatchResponse,
 };
 use duet::sequencer::BatchCaps;
 use duet::storage::mem::{Fault, MemLog};
@@ -75,6 +75,26 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     waited.await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
+type PutTask = tokio::task::JoinHandle<Result<PutResponse, Error>>;
+
+/// Starts `count` puts of different keys at once.
+fn puts(engine: &Engine, count: usize) -> Vec<PutTask> {
+    let start = |n| {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.put(put(&format!("k{n}"), "v")).await })
+    };
+    (0..count).map(start).collect()
+}
+
+/// Waits until the writer has taken everything that was queued.
+async fn all_taken(engine: &Engine) {
+    until("all writes are in the engine's hands", async || {
+        tokio::task::yield_now().await;
+        engine.status().queued == 0
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_first_write_to_a_fresh_store_has_revision_two() {
     let (engine, _) = engine().await;
@@ -135,17 +155,8 @@ async fn what_is_not_durable_is_not_visible_not_even_through_a_failed_compare() 
 async fn writes_that_wait_are_committed_in_few_batches() {
     let (engine, log) = engine().await;
     log.hold(true);
-    let writes: Vec<_> = (0..300)
-        .map(|n| {
-            let engine = engine.clone();
-            tokio::spawn(async move { engine.put(put(&format!("k{n}"), "v")).await })
-        })
-        .collect();
-    until("all writes are in the engine's hands", async || {
-        tokio::task::yield_now().await;
-        engine.status().queued == 0
-    })
-    .await;
+    let writes = puts(&engine, 300);
+    all_taken(&engine).await;
     log.hold(false);
     for write in writes {
         write.await.unwrap().unwrap();
@@ -179,17 +190,8 @@ async fn a_refused_batch_takes_everything_behind_it_along_as_certainly_not_appli
     let (engine, log) = engine().await;
     log.hold(true);
     log.inject(Fault::Refuse);
-    let writes: Vec<_> = (0..50)
-        .map(|n| {
-            let engine = engine.clone();
-            tokio::spawn(async move { engine.put(put(&format!("k{n}"), "v")).await })
-        })
-        .collect();
-    until("all writes are in the engine's hands", async || {
-        tokio::task::yield_now().await;
-        engine.status().queued == 0
-    })
-    .await;
+    let writes = puts(&engine, 50);
+    all_taken(&engine).await;
     log.hold(false);
     for write in writes {
         assert_eq!(write.await.unwrap(), Err(Error::NotApplied));
@@ -253,12 +255,7 @@ async fn a_full_queue_refuses_instead_of_growing() {
     };
     let (engine, log) = engine_with(options).await;
     log.hold(true);
-    let writes: Vec<_> = (0..64)
-        .map(|n| {
-            let engine = engine.clone();
-            tokio::spawn(async move { engine.put(put(&format!("k{n}"), "v")).await })
-        })
-        .collect();
+    let writes = puts(&engine, 64);
     until("some are refused", async || writes.iter().filter(|write| write.is_finished()).count() > 0).await;
     log.hold(false);
     let mut refused = 0;

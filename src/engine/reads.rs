@@ -7,8 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Engine, Error, ReadRight, Role, Shared};
-use crate::mvcc::{CountMode, EvalError, Evaluator, LeaseLookup, Loaded, ReadView, range};
-use crate::proto::etcdserverpb::request_op::Request;
+use crate::mvcc::{CountMode, EvalError, Evaluator, LeaseLookup, Loaded, ReadView, is_read_only, is_serializable, range};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::sequencer::{Command, Reply};
 use crate::types::{LeaseId, Rev};
@@ -186,20 +185,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// Whether every operation of both branches is a range.
-pub(super) fn is_read_only(request: &TxnRequest) -> bool {
-    ranges(request).all(|range| range.is_some())
-}
-
-fn is_serializable(request: &TxnRequest) -> bool {
-    ranges(request).all(|range| range.is_some_and(|range| range.serializable))
-}
-
-fn ranges(request: &TxnRequest) -> impl Iterator<Item = Option<&RangeRequest>> {
-    request.success.iter().chain(&request.failure).map(|op| match &op.request {
-        Some(Request::RequestRange(range)) => Some(range),
-        _ => None,
-    })
 }

@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 use super::range_stream::{self, Chunks};
 use super::validate::{self, RangeStreamError};
 use super::{EtcdServer, error};
+use crate::mvcc;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
@@ -64,7 +65,7 @@ impl Kv for EtcdServer {
         let cost = validate::txn_cost(&request);
         self.admit(cost).await?;
         validate::txn(&request, self.inner.config.max_txn_ops)?;
-        let answer = if validate::is_read_only(&request) {
+        let answer = if mvcc::is_read_only(&request) {
             // Not logged by etcd, so neither the size limit nor alarms apply.
             self.timed(RequestKind::ReadonlyTxn, self.inner.engine.txn(request)).await.map_err(error::of_read)
         } else {

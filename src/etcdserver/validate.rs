@@ -238,17 +238,6 @@ fn later<'r>(a: End<'r>, b: End<'r>) -> End<'r> {
     if a_is_later { a } else { b }
 }
 
-/// Whether the transaction only reads: no operation other than a Range at its top level. It then skips the queue of writes, the size
-/// limit and the quota. One that holds a nested transaction counts as a write even if that only reads.
-pub fn is_read_only(request: &pb::TxnRequest) -> bool {
-    request.success.iter().chain(&request.failure).all(|op| matches!(op.request, Some(Op::RequestRange(_))))
-}
-
-/// Whether a read-only transaction may be answered from local state: every Range in it says so.
-pub fn is_serializable(request: &pb::TxnRequest) -> bool {
-    request.success.iter().chain(&request.failure).all(|op| matches!(&op.request, Some(Op::RequestRange(op)) if op.serializable))
-}
-
 /// What etcd reckons a stored key takes beside its bytes (`kvOverhead`).
 const KV_OVERHEAD_BYTES: i64 = 256;
 /// What etcd reckons a lease takes (`leaseOverhead`).

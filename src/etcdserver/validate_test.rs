@@ -179,15 +179,6 @@ fn the_branches_of_one_nested_transaction_may_share_keys_but_siblings_may_not() 
 }
 
 #[test]
-fn a_transaction_reads_only_if_all_its_own_operations_are_ranges() {
-    let request = |success| pb::TxnRequest { compare: vec![], success, failure: vec![range_op("z")] };
-    assert!(is_read_only(&request(vec![range_op("a")])));
-    assert!(!is_read_only(&request(vec![put_op("a")])));
-    assert!(!is_read_only(&request(vec![txn_op(vec![range_op("a")], vec![])])), "a nested one makes it a write");
-    assert!(!is_serializable(&request(vec![range_op("a")])));
-}
-
-#[test]
 fn a_transaction_costs_what_its_costlier_branch_puts() {
     let request = pb::TxnRequest {
         compare: vec![],

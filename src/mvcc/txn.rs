@@ -279,6 +279,25 @@ impl<'a> Evaluator<'a> {
     }
 }
 
+/// Whether the transaction only reads: no operation other than a Range at its top level. It then skips the queue of writes, the size
+/// limit and the quota. One that holds a nested transaction counts as a write even if that only reads.
+pub fn is_read_only(request: &TxnRequest) -> bool {
+    ranges(request).all(|range| range.is_some())
+}
+
+/// Whether a read-only transaction may be answered from local state: every Range in it says so.
+pub fn is_serializable(request: &TxnRequest) -> bool {
+    ranges(request).all(|range| range.is_some_and(|range| range.serializable))
+}
+
+/// Each operation of both branches, as the Range that it is or `None`.
+fn ranges(request: &TxnRequest) -> impl Iterator<Item = Option<&RangeRequest>> {
+    request.success.iter().chain(&request.failure).map(|op| match &op.request {
+        Some(Request::RequestRange(range)) => Some(range),
+        _ => None,
+    })
+}
+
 fn header(revision: Revision) -> ResponseHeader {
     ResponseHeader { revision, ..Default::default() }
 }
@@ -326,5 +345,24 @@ fn compare_version(compare: &Compare, version: Option<&Version>, value: &Bytes) 
         Ok(CompareResult::Less) => ordering == Less,
         // etcd treats an operator that it doesn't know as true.
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn txn(operation: Request) -> TxnRequest {
+        TxnRequest { success: vec![RequestOp { request: Some(operation) }], ..Default::default() }
+    }
+
+    #[test]
+    fn only_ranges_at_the_top_level_make_a_transaction_read_only() {
+        let range = |serializable| Request::RequestRange(RangeRequest { serializable, ..Default::default() });
+        assert!(is_read_only(&txn(range(false))));
+        assert!(!is_read_only(&txn(Request::RequestPut(PutRequest::default()))));
+        assert!(!is_read_only(&txn(Request::RequestTxn(txn(range(true))))), "a nested one makes it a write");
+        assert!(is_serializable(&txn(range(true))));
+        assert!(!is_serializable(&txn(range(false))));
     }
 }

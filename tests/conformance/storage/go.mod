@@ -1,4 +1,4 @@
-module duet.local/conformance/storage136
+module duet.local/conformance/storage
 
 go 1.26.0
 

@@ -1,4 +1,4 @@
-module duet.local/conformance/storage134
+module duet.local/conformance/storage
 
 go 1.26
 
