@@ -31,6 +31,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Keys and values stay in the buffer that the request arrived in.
         .bytes(".")
+        // Transactions nest deeper than prost decodes: src/proto/nested.rs.
+        .extern_path(".etcdserverpb.RequestOp", "crate::proto::nested::RequestOp")
+        .extern_path(".etcdserverpb.ResponseOp", "crate::proto::nested::ResponseOp")
         .codec_path("crate::proto::codec::SizedCodec")
         .compile_fds(descriptors)?;
     Ok(())

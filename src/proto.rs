@@ -2,9 +2,11 @@
 #![allow(missing_docs, clippy::all)]
 
 pub mod codec;
+pub mod nested;
 
 /// etcd's API.
 pub mod etcdserverpb {
+    pub use super::nested::{RequestOp, ResponseOp, request_op, response_op};
     tonic::include_proto!("etcdserverpb");
 }
 /// Keys, values and events.

@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use super::error::Error;
 use super::leader;
 use crate::engine::Role;
+use crate::proto::nested::TOO_DEEP;
 
 /// The metadata by which a client says that it wants to be refused when there is no leader.
 pub(super) const REQUIRE_LEADER: &str = "hasleader";
@@ -112,7 +113,8 @@ fn reword(path: &str, services: &[&str], headers: &mut HeaderMap) {
             })
         }
         Code::Internal if status.message().starts_with("failed to decode Protobuf message") => {
-            Status::internal("grpc: error unmarshalling request: proto: cannot parse invalid wire-format data")
+            let why = if status.message().ends_with(TOO_DEEP) { TOO_DEEP } else { "cannot parse invalid wire-format data" };
+            Status::internal(format!("grpc: error unmarshalling request: proto: {why}"))
         }
         _ => return,
     };

@@ -12,6 +12,7 @@ use prost::encoding::encoded_len_varint;
 
 use super::error::Error;
 use crate::proto::etcdserverpb as pb;
+use crate::proto::nested::NESTED_MAX;
 use pb::range_request::{SortOrder, SortTarget};
 use pb::request_op::Request as Op;
 
@@ -85,14 +86,14 @@ pub fn delete_range(request: &pb::DeleteRangeRequest) -> Result<(), Error> {
 ///
 /// `max_txn_ops` bounds the operations of a branch; what a transaction uses of it is not there for those nested in it.
 pub fn txn(request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), Error> {
-    txn_fields(request, max_txn_ops)?;
+    txn_fields(request, max_txn_ops, NESTED_MAX)?;
     overlaps(&request.success)?;
     overlaps(&request.failure)?;
     Ok(())
 }
 
-/// Recursion is bounded: each level uses up at least one of `max_txn_ops`, and decoding refused deep nesting before.
-fn txn_fields(request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), Error> {
+/// `levels` is how many transactions may be nested in this one. With max-txn-ops at 256 or below operations run out first, as in etcd.
+fn txn_fields(request: &pb::TxnRequest, max_txn_ops: usize, levels: u32) -> Result<(), Error> {
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     let Some(left) = max_txn_ops.checked_sub(ops) else {
         return Err(Error::TooManyOps);
@@ -104,7 +105,7 @@ fn txn_fields(request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), Error>
         Some(Op::RequestRange(op)) => range(op),
         Some(Op::RequestPut(op)) => put(op),
         Some(Op::RequestDeleteRange(op)) => delete_range(op),
-        Some(Op::RequestTxn(op)) => txn_fields(op, left),
+        Some(Op::RequestTxn(op)) => txn_fields(op, left, levels.checked_sub(1).ok_or(Error::TooManyOps)?),
         // etcd's answer to an operation that says nothing, though no key was looked for.
         None => Err(Error::KeyNotFound),
     })

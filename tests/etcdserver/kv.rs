@@ -1,7 +1,9 @@
 //! KV over the wire.
 
 use duet::proto::etcdserverpb as pb;
+use duet::proto::nested::NESTED_MAX;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+use pb::request_op::Request as Op;
 use pb::response_op::Response as Answer;
 use tonic::Code;
 
@@ -164,4 +166,24 @@ async fn a_write_that_was_certainly_not_applied_is_given_that_text() {
     let put = pb::PutRequest { key: b("a"), value: b("v"), ..Default::default() };
     assert_refused(server.kv().put(put).await, Code::Unavailable, "there is no connection available");
     assert!(server.range(key("a")).await.unwrap().kvs.is_empty());
+}
+
+#[tokio::test]
+async fn transactions_nest_as_deep_as_operations_last() {
+    let server = Server::with(|_, config| config.max_txn_ops = 1000).await;
+    let nest = |levels: u32| {
+        let innermost = success(vec![put_op("deep", &levels.to_string())]);
+        (0..levels).fold(innermost, |inner, _| success(vec![pb::RequestOp { request: Some(Op::RequestTxn(inner)) }]))
+    };
+    let mut response = server.kv().txn(nest(NESTED_MAX)).await.expect("it nests as deep as it may").into_inner();
+    for _ in 0..NESTED_MAX {
+        match response.responses.remove(0).response {
+            Some(Answer::ResponseTxn(nested)) => response = nested,
+            other => panic!("a nested transaction is answered by a nested answer, not {other:?}"),
+        }
+    }
+    assert!(matches!(response.responses[0].response, Some(Answer::ResponsePut(_))));
+    let refusal = "etcdserver: too many operations in txn request";
+    assert_refused(server.kv().txn(nest(NESTED_MAX + 1)).await, Code::InvalidArgument, refusal);
+    assert_eq!(server.range(key("deep")).await.unwrap().kvs[0].value, b(&NESTED_MAX.to_string()));
 }

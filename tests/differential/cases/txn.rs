@@ -414,7 +414,16 @@ fn nesting() -> Vec<Case> {
             ],
         ),
         case("ten levels work", steps![deep(10), get_all()]),
-        case("a hundred levels work", steps![deep(24), get_all()]),
+        case(
+            "128 nested transactions work, as many as there may be operations",
+            steps![deep(126), get_all(), deep(127), get_all()],
+        ),
+        case("more levels than operations are too many operations", steps![deep(128), deep(200), deep(400), get_all()]),
+        case("an empty key above too many levels is noticed first", steps![txn(ops![put("", ""), deep(300)])]),
+        case(
+            "a nest that protobuf doesn't decode is refused as such",
+            steps![raw_nest(4_999), raw_nest(5_000), raw_nest(140_000), get_all()],
+        ),
         case(
             "a nested future revision fails the whole",
             steps![put("a", "1"), txn(ops![put("b", "1"), txn(ops![get("a").rev(100)])]), get_all()],
@@ -432,6 +441,20 @@ fn nesting() -> Vec<Case> {
             steps![txn(ops![txn(ops![])]), txn(ops![when([cmp("a", Version(1), Equal)])]), get_all()],
         ),
     ]
+}
+
+/// So many empty transactions, one in the other, as bytes: built from the inside out, because encoding them would recurse.
+fn raw_nest(nested: usize) -> Step {
+    let mut backwards = Vec::new();
+    // RequestOp.request_txn in TxnRequest.success.
+    for tag in [4, 2].repeat(nested) {
+        let mut head = Vec::new();
+        prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut head);
+        prost::encoding::encode_varint(backwards.len() as u64, &mut head);
+        backwards.extend(head.iter().rev());
+    }
+    backwards.reverse();
+    Step::Call(Request::Raw("/etcdserverpb.KV/Txn", backwards))
 }
 
 fn overlaps() -> Vec<Case> {
