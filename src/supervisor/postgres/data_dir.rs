@@ -69,7 +69,7 @@ impl Names {
 #[derive(Debug)]
 pub struct DataDir {
     root: PathBuf,
-    _lock: File,
+    lock: File,
     /// Inherited by PostgreSQL's processes, see [`DataDir::open_door`].
     door: Option<File>,
 }
@@ -92,7 +92,7 @@ impl DataDir {
             write_identity(&root).map_err(|e| io("can't write to", e))?;
         }
         let_through(&root).map_err(|e| io("can't open to PostgreSQL's user", e))?;
-        Ok(Self { root, _lock: lock, door: None })
+        Ok(Self { root, lock, door: None })
     }
 
     /// The directory's real path.
@@ -202,6 +202,14 @@ impl DataDir {
             Err(e) => return Err(io(e)),
         }
         Ok(dir)
+    }
+}
+
+impl Drop for DataDir {
+    /// Closing the file would free the lock only once the last copy of it is closed, and a process that is being started just now holds
+    /// one until its exec.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
     }
 }
 
