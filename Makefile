@@ -11,13 +11,14 @@ DUET := $(CARGO_TARGET_DIR)/release/duet
 # Flags for `duet dev`: make run FLAGS="--data-dir /srv/duet".
 FLAGS ?=
 
-.PHONY: help run build install test lint test-rust test-go test-long bench clean
+.PHONY: help run build install test lint test-rust test-go test-postgres test-long bench clean
 
 help:
 	@echo "make run        install what is missing, build, and run: duet dev"
 	@echo "make build      build $(DUET)"
 	@echo "make install    copy it to /usr/local/bin (PREFIX=/usr/local)"
 	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
+	@echo "make test-postgres  what touches PostgreSQL, against 16, 17 and 18"
 	@echo "make test-long  the long ones: Kubernetes' storage suites, a real API server, a whole control plane"
 	@echo "make bench      criterion's benchmarks, and Duet beside etcd"
 
@@ -47,6 +48,11 @@ test-rust:
 # etcd's own clients and K3s' datastore client, against the release build.
 test-go: build
 	DUET_BIN=$(DUET) tests/conformance/run.sh clientv3 k3s etcdctl
+
+# The PostgreSQLs that Debian 12 doesn't have are fetched once.
+test-postgres:
+	@scripts/setup.sh postgres
+	tests/tools/test-postgres.sh
 
 test-long: build
 	DUET_BIN=$(DUET) tests/conformance/run.sh storage136 storage134 apiserver controlplane

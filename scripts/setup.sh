@@ -1,12 +1,13 @@
 #!/bin/sh
-# Installs what is missing to build and run Duet ("run") or to test it as well ("test"), and says what it does.
+# Installs what is missing to build and run Duet ("run"), to test it as well ("test"), or to test it against other
+# PostgreSQLs, too ("postgres"), and says what it does.
 #
 # On Debian and its kin through apt-get; anywhere else it names what to install. What is there already is left alone: a
 # cargo in PATH or in ~/.cargo, a PostgreSQL 15 to 18 anywhere that Duet looks. Prints nothing when nothing is missing.
 set -eu
 
 purpose=${1:-run}
-case $purpose in run | test) ;; *) echo "usage: scripts/setup.sh [run|test]" >&2; exit 64 ;; esac
+case $purpose in run | test | postgres) ;; *) echo "usage: scripts/setup.sh [run|test|postgres]" >&2; exit 64 ;; esac
 
 rust_minor=95 # rust-version in Cargo.toml
 PATH=$HOME/.cargo/bin:$PATH
@@ -121,8 +122,11 @@ fi
 command -v cc >/dev/null || apt_install "a C compiler" build-essential
 ensure_rust
 ensure_postgres
-if [ "$purpose" = test ]; then
+if [ "$purpose" != run ]; then
     ensure_lints
     command -v protoc >/dev/null || apt_install "the independent client's code generator" protobuf-compiler
     command -v git >/dev/null || apt_install "git" git
+fi
+if [ "$purpose" = postgres ]; then
+    command -v npm >/dev/null || apt_install "what fetches PostgreSQL 16, 17 and 18" npm
 fi

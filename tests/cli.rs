@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use common::process::{PATIENCE, Process, READY, args, dev, duet, serve};
 use common::scratch;
+use duet::supervisor::postgres::Binaries;
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp, WatchOptions};
 use nix::sys::signal::Signal;
 
@@ -58,6 +59,16 @@ async fn dev_serves_stops_cleanly_and_finds_its_data_again() {
     third.ready();
     third.signal(Signal::SIGHUP); // its terminal was closed
     assert_eq!(third.ended().code(), Some(0), "{}", third.said());
+}
+
+#[tokio::test]
+async fn the_postgresql_that_is_named_or_else_the_newest_one_is_the_one_that_runs() {
+    let dir = scratch();
+    let found = Binaries::find(common::bin_dir().as_deref(), None, dir.path()).await.unwrap();
+    let mut process = dev(&dir, "");
+    let line = process.line("PostgreSQL is up");
+    assert!(line.contains(&format!("version={} ", found.version)), "{line}, and {} was found", found.version);
+    process.ready();
 }
 
 #[tokio::test]

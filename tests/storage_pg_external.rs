@@ -47,7 +47,7 @@ impl External {
         fs::write(&hba, "hostssl all all 127.0.0.1/32 scram-sha-256\nhostssl all all ::1/128 scram-sha-256\n").unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let pgdata = dir.path().join("data/postgres");
-        let binaries = Binaries::find(None, None, &pgdata).await.unwrap();
+        let binaries = Binaries::find(common::bin_dir().as_deref(), None, &pgdata).await.unwrap();
         let server = serve(&binaries, &account, dir.path(), &hba, port);
         let external = Self { dir, port, server };
         external.wait_ready().await;

@@ -25,7 +25,7 @@ fn closed() -> (TempDir, PathBuf) {
 }
 
 fn options(data_dir: &Path) -> PostgresOptions {
-    PostgresOptions { shared_buffers_bytes: Some(32 << 20), ..PostgresOptions::new(data_dir) }
+    PostgresOptions { shared_buffers_bytes: Some(32 << 20), bin_dir: common::bin_dir(), ..PostgresOptions::new(data_dir) }
 }
 
 fn pid(postgres: &Postgres) -> Pid {

@@ -284,7 +284,8 @@ async fn a_pid_file_whose_number_belongs_to_another_process_now_is_no_obstacle()
 async fn helper_that_starts_postgresql_and_waits_to_be_killed() {
     let Some(data_dir) = std::env::var_os("DUET_TEST_HELPER_DATA_DIR") else { return };
     let data_dir = PathBuf::from(data_dir);
-    let postgres = Postgres::start(PostgresOptions::new(&data_dir)).await.unwrap();
+    let postgres =
+        Postgres::start(PostgresOptions { bin_dir: common::bin_dir(), ..PostgresOptions::new(&data_dir) }).await.unwrap();
     connect(&postgres).await.batch_execute("CREATE TABLE kept AS SELECT 7 AS n").await.unwrap();
     fs::write(data_dir.with_extension("ready"), pid(&postgres).to_string()).unwrap();
     std::future::pending::<()>().await;
