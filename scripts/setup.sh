@@ -87,6 +87,17 @@ ensure_lints() {
     fi
 }
 
+# Debian has protoc and the definitions that every other one imports in two packages.
+has_protoc() {
+    command -v protoc >/dev/null || return 1
+    scratch=$(mktemp -d)
+    printf 'syntax = "proto3";\nimport "google/protobuf/descriptor.proto";\n' >"$scratch/probe.proto"
+    found=0
+    protoc -I "$scratch" --descriptor_set_out=/dev/null "$scratch/probe.proto" 2>/dev/null || found=1
+    rm -r "$scratch"
+    return $found
+}
+
 has_postgres() {
     for dir in /usr/lib/postgresql/1[5678]/bin /usr/pgsql-1[5678]/bin /usr/local/pgsql/bin /opt/homebrew/opt/postgresql@1[5678]/bin; do
         [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] && return 0
@@ -124,7 +135,7 @@ ensure_rust
 ensure_postgres
 if [ "$purpose" != run ]; then
     ensure_lints
-    command -v protoc >/dev/null || apt_install "the independent client's code generator" protobuf-compiler
+    has_protoc || apt_install "the independent client's code generator" protobuf-compiler libprotobuf-dev
     command -v git >/dev/null || apt_install "git" git
 fi
 if [ "$purpose" = postgres ]; then
