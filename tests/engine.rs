@@ -96,6 +96,16 @@ async fn all_taken(engine: &Engine) {
 }
 
 #[tokio::test]
+async fn a_session_that_ends_while_nobody_writes_is_replaced_at_once() {
+    let (engine, log) = engine().await;
+    let before = engine.epoch();
+    log.end_session();
+    until("a new session, although nothing was asked", async || engine.epoch() > before).await;
+    engine.put(put("k", "v")).await.expect("the first write after it knows nothing of it");
+    assert_eq!(value_of(&engine, "k").await.as_deref(), Some("v"));
+}
+
+#[tokio::test]
 async fn the_first_write_to_a_fresh_store_has_revision_two() {
     let (engine, _) = engine().await;
     assert_eq!(engine.revision(), 1);

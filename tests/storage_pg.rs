@@ -245,8 +245,9 @@ async fn a_terminated_session_makes_batches_unknown_and_the_next_session_goes_on
                 Err(other) => panic!("{other}"),
             }
         }
+        tokio::time::timeout(Duration::from_secs(30), writer.ended()).await.expect("the session tells that it has ended");
         let last_words = writer.append(one(9999)).await;
-        assert!(matches!(last_words, Err(LogError::Unknown(_))), "{last_words:?}");
+        assert!(matches!(last_words, Err(LogError::Refused(_))), "what was never sent is certainly not applied: {last_words:?}");
         writer.close().await;
         let mut writer = acquire(&log).await;
         let last = writer.meta().last_revision.unwrap();
@@ -341,7 +342,7 @@ async fn a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown_not_a_succ
     client.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
     client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     assert!(matches!(behind.await, Err(LogError::Unknown(_))));
-    assert!(matches!(writer.append(one(99)).await, Err(LogError::Unknown(_))));
+    assert!(matches!(writer.append(one(99)).await, Err(LogError::Refused(_))));
     writer.close().await;
     postgres.stop(STOP).await;
 }

@@ -157,6 +157,7 @@ impl<'a> Serving<'a> {
         let mut lease_ticks = tokio::time::interval(LEASE_TICK);
         let mut received = Vec::with_capacity(REQUESTS_PER_TURN);
         lease_ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut session_ended = self.writer.ended();
         loop {
             self.evaluate_taken();
             self.send_open_batch();
@@ -168,6 +169,11 @@ impl<'a> Serving<'a> {
                 // What is rare comes first: a queue that is never empty must not starve it.
                 biased;
                 () = self.shared.stop.cancelled() => return self.finish(requests).await,
+                // What was under way when it ended has answers of its own, which say more.
+                () = &mut session_ended, if self.in_flight.is_empty() => {
+                    self.refuse_confirms();
+                    return Err(LogError::Unavailable("the connection has ended".to_owned()));
+                }
                 _ = lease_ticks.tick() => self.tick_leases(),
                 Some(result) = self.results.next(), if !self.in_flight.is_empty() => match result {
                     Ok(()) => self.publish(),

@@ -180,6 +180,10 @@ pub trait Writer: Send {
     /// One round trip that proves that this session was still the writer at some moment after the call.
     fn confirm(&mut self) -> BoxFuture<'static, Result<(), LogError>>;
 
+    /// Resolves when the session has ended without being asked to, so that a new one needn't wait for somebody to find out. Batches
+    /// that were under way then have their own answers.
+    fn ended(&self) -> BoxFuture<'static, ()>;
+
     /// Ends the session in an orderly way, so that a successor needn't wait.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }

@@ -32,6 +32,8 @@ pub struct MemLog {
     state: Arc<Mutex<State>>,
     /// While true, appends wait.
     held: Arc<watch::Sender<bool>>,
+    /// Sessions of this epoch and earlier ones have ended.
+    ended: Arc<watch::Sender<Epoch>>,
 }
 
 #[derive(Default)]
@@ -51,7 +53,11 @@ struct State {
 impl Default for MemLog {
     fn default() -> Self {
         let state = State { cluster_id: 0xC1, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), held: Arc::new(watch::Sender::new(false)) }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            held: Arc::new(watch::Sender::new(false)),
+            ended: Arc::new(watch::Sender::new(0)),
+        }
     }
 }
 
@@ -64,6 +70,11 @@ impl MemLog {
     /// Lets appends wait until released.
     pub fn hold(&self, held: bool) {
         self.held.send_replace(held);
+    }
+
+    /// Ends the present session, as a server that is killed does.
+    pub fn end_session(&self) {
+        self.ended.send_replace(self.state.lock().epoch);
     }
 
     /// All rows.
@@ -201,6 +212,15 @@ impl Writer for MemWriter {
             }
             let current = log.state.lock().epoch;
             if current == epoch { Ok(()) } else { Err(LogError::Deposed("a newer epoch".into())) }
+        })
+    }
+
+    fn ended(&self) -> BoxFuture<'static, ()> {
+        let (mut ended, epoch) = (self.log.ended.subscribe(), self.meta.epoch);
+        Box::pin(async move {
+            if ended.wait_for(|ended| *ended >= epoch).await.is_err() {
+                std::future::pending().await
+            }
         })
     }
 

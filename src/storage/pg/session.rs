@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{AsyncMessage, Client};
+use tokio_util::sync::CancellationToken;
 
 use super::PgOptions;
 use crate::storage::LogError;
@@ -45,6 +46,8 @@ pub struct Session {
     pub client: Arc<Client>,
     /// What the notices said.
     pub health: Health,
+    /// Cancelled when the connection has ended.
+    pub ended: CancellationToken,
     driver: JoinHandle<()>,
 }
 
@@ -58,7 +61,10 @@ impl Session {
             .map_err(unavailable)?;
         let health = Health::default();
         let seen = health.clone();
+        let ended = CancellationToken::new();
+        let ending = ended.clone().drop_guard();
         let driver = tokio::spawn(async move {
+            let _ending = ending;
             loop {
                 match poll_fn(|cx| connection.poll_message(cx)).await {
                     Some(Ok(AsyncMessage::Notice(notice))) => notice_seen(&seen, &notice),
@@ -71,7 +77,7 @@ impl Session {
                 }
             }
         });
-        Ok(Self { client: Arc::new(client), health, driver })
+        Ok(Self { client: Arc::new(client), health, ended, driver })
     }
 
     /// Ends the session and waits until the server knows.

@@ -104,7 +104,7 @@ impl Writer for PgWriter {
 
     fn append(&mut self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), LogError>> {
         if let Err(error) = self.session.health.check() {
-            return Box::pin(std::future::ready(Err(error)));
+            return Box::pin(std::future::ready(Err(not_sent(error))));
         }
         debug_assert!(batch.rows.is_sorted_by(|a, b| a.rev < b.rev), "rows strictly ascending");
         let previous = self.sent;
@@ -133,6 +133,10 @@ impl Writer for PgWriter {
                 Err(_) => Err(LogError::Unavailable(format!("no answer from PostgreSQL within {CONFIRM_DEADLINE:?}"))),
             }
         }))
+    }
+
+    fn ended(&self) -> BoxFuture<'static, ()> {
+        Box::pin(self.session.ended.clone().cancelled_owned())
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
@@ -238,6 +242,14 @@ impl Append {
             // The guard's answer was certain; only its cause isn't.
             Err(error) => self.health.fail(LogError::Refused(session::text(&error))),
         }
+    }
+}
+
+/// What became of earlier batches of the session may be unknown; of this one it is certain.
+fn not_sent(error: LogError) -> LogError {
+    match error {
+        LogError::Unknown(why) | LogError::Unavailable(why) => LogError::Refused(format!("not sent: {why}")),
+        other => other,
     }
 }
 
