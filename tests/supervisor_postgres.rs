@@ -84,6 +84,29 @@ async fn it_runs_as_a_user_that_is_not_root_in_its_own_process_group_and_only_on
 }
 
 #[tokio::test]
+async fn postgresql_goes_on_in_the_wal_segments_that_its_data_directory_was_made_with() {
+    let dir = scratch();
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let segment = |number: u32| {
+        fs::metadata(dir.path().join(format!("data/postgres/pg_wal/00000001{number:016X}"))).map(|m| (m.ino(), m.len()))
+    };
+    let made: Vec<_> = (1..=8).map(|number| segment(number).unwrap()).collect();
+    assert!(made.iter().all(|(_, bytes)| *bytes == 16 << 20), "{made:?}");
+    let client = connect(&postgres).await;
+    client.batch_execute("CREATE TABLE t (n int); SELECT pg_switch_wal(); INSERT INTO t VALUES (1)").await.unwrap();
+    let present: String = client.query_one("SELECT pg_walfile_name(pg_current_wal_lsn())", &[]).await.unwrap().get(0);
+    assert_eq!(present, "000000010000000000000002");
+    assert_eq!(segment(2).unwrap(), made[1], "the same file");
+    postgres.stop(Duration::ZERO).await;
+    drop(postgres);
+
+    let postgres = Postgres::start(options(&dir)).await.unwrap();
+    let rows: i64 = connect(&postgres).await.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+    assert_eq!(rows, 1, "recovery reads from one segment into the next and ends in zeros");
+    postgres.stop(STOP).await;
+}
+
+#[tokio::test]
 async fn every_setting_is_accepted_and_none_that_a_promise_rests_on_can_be_changed() {
     let dir = scratch();
     fs::create_dir(dir.path().join("data")).unwrap();

@@ -67,7 +67,7 @@ fn preferences(shared_buffers_bytes: u64) -> Vec<Setting> {
             "measured: a log that is only appended to writes next to no full pages, so there is nothing to save (docs/adr/0001-log-table.md)",
         ),
         set("max_wal_size", "512MB", "a crash restart with 940 MB of WAL took 6 to 10 s"),
-        set("min_wal_size", "128MB", "segments are recycled, not made anew, under load"),
+        set("min_wal_size", "128MB", "segments are recycled, not made anew, under load: commits wait while one is made"),
         set("checkpoint_timeout", "5min", "the log table is append-only: checkpoints have little to rewrite"),
         set("jit", "off", "statements are short, compiling them is not"),
         set("max_parallel_workers_per_gather", "0", "no parallel plans, so no need of a large /dev/shm in containers"),

@@ -4,8 +4,9 @@
 //! its name. A crash before that leaves only the other name, which the next start throws away.
 
 use std::{
-    fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
     process::Stdio,
     time::Duration,
@@ -22,6 +23,12 @@ use super::{
     user::Account,
 };
 
+/// A WAL segment: PostgreSQL's default, in MiB.
+const WAL_SEGMENT_MIB: usize = 16;
+/// Up to which number WAL segments are made with the data directory: as many as `min_wal_size` keeps.
+const WAL_SEGMENTS: u32 = 8;
+/// How much must stay free on the disk for that, in bytes.
+const FREE_BYTES_MIN: u64 = 1 << 30;
 const STEP_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A command of PostgreSQL's that runs as `account` and doesn't see settings meant for somebody else's psql.
@@ -97,7 +104,9 @@ fn unreachable_for(account: &Account, path: &Path) -> StartError {
 }
 
 /// Throws away a half-done initdb and, when there is no data yet, makes it. A killed process may leave either state.
-pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account) -> Result<(), StartError> {
+///
+/// `durable` data directories get WAL segments in advance.
+pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account, durable: bool) -> Result<(), StartError> {
     let scratch = data_dir.initdb_scratch();
     let io = |what: &str, e| StartError::from_io(what, &scratch, &account.name, e);
     match fs::remove_dir_all(&scratch) {
@@ -120,12 +129,21 @@ pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account) 
         "--encoding=UTF8",
         "--locale=C",
         "--data-checksums",
+        "--wal-segsize=16", // WAL_SEGMENT_MIB
         "--no-sync",
         "--no-instructions",
     ];
     // Opened first: syncfs reports the errors of writes since then.
     let filesystem = fs::File::open(data_dir.root()).map_err(|e| io("can't open the parent of", e))?;
     run(binaries, data_dir, account, &make).await?;
+    if durable {
+        let (pg_wal, uid, gid) = (scratch.join("pg_wal"), account.uid, account.gid);
+        let made = tokio::task::spawn_blocking(move || make_wal_segments(&pg_wal, uid, gid)).await;
+        // They only save time later: PostgreSQL makes what it doesn't find.
+        if let Err(error) = made.map_err(io::Error::other).flatten() {
+            tracing::debug!(%error, "not all WAL segments were made in advance");
+        }
+    }
     if kernel_tells_syncfs_errors() {
         // One journal commit instead of a thousand: on a busy disk 0.2 s instead of 3.
         let synced = tokio::task::spawn_blocking(move || nix::unistd::syncfs(filesystem)).await;
@@ -135,6 +153,30 @@ pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account) 
     }
     fs::rename(&scratch, data_dir.pgdata()).map_err(|e| io("can't rename", e))?;
     sync_dir(data_dir.root()).map_err(|e| io("can't sync the parent of", e))
+}
+
+/// Gives PostgreSQL its first WAL segments. It takes a segment that exists; otherwise it writes 16 MiB of zeros and syncs them while a
+/// commit, and so every write behind it, waits: some 15 ms, on a busy disk 100 (docs/performance.md). Later ones are recycled.
+///
+/// Written and not just allocated: a commit to blocks that were never written takes half as long again, or longer.
+fn make_wal_segments(pg_wal: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    let disk = nix::sys::statvfs::statvfs(pg_wal)?;
+    if disk.blocks_available() * disk.fragment_size() < FREE_BYTES_MIN {
+        return Ok(());
+    }
+    let zeros = vec![0; WAL_SEGMENT_MIB << 20];
+    for number in 2..=WAL_SEGMENTS {
+        // Timeline, then the segment's number.
+        let path = pg_wal.join(format!("{:08X}{number:016X}", 1));
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+        if let Err(error) = file.write_all(&zeros) {
+            // PostgreSQL refuses a segment that is too short.
+            fs::remove_file(&path)?;
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Whether syncfs returns write errors: since Linux 5.8.

@@ -141,7 +141,7 @@ impl Postgres {
         let binaries = Binaries::find(options.bin_dir.as_deref(), data_major, &data_dir.pgdata()).await?;
         let account = Account::choose(options.user.as_deref(), data_dir.data_owner_uid())?;
         initdb::check_access(&binaries, &mut data_dir, &account).await?;
-        initdb::ensure(&binaries, &data_dir, &account).await?;
+        initdb::ensure(&binaries, &data_dir, &account, options.fsync).await?;
         let socket_dir = data_dir.make_socket_dir(&account)?;
         let recent = Recent::naming(data_dir.names());
         let postgres = Self {
