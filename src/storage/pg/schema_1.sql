@@ -36,6 +36,16 @@ CREATE TABLE duet.log (
     toast.autovacuum_vacuum_threshold = 5000,
     toast.vacuum_truncate = false
 );
+-- Every statement finds its rows by (rev, sub), of which nobody needs statistics to know that it is the way. By default ANALYZE reads up to
+-- 30,000 pages each time that the log has grown by a fifth, beside the writer: a fifth of PostgreSQL's CPU under load.
+ALTER TABLE duet.log
+    ALTER rev SET STATISTICS 10,
+    ALTER create_rev SET STATISTICS 0,
+    ALTER version SET STATISTICS 0,
+    ALTER lease SET STATISTICS 0,
+    ALTER sub SET STATISTICS 0,
+    ALTER key SET STATISTICS 0,
+    ALTER value SET STATISTICS 0;
 -- Servers can be built without lz4; theirs stays pglz, which only costs more CPU.
 DO $$ BEGIN
     ALTER TABLE duet.log ALTER value SET COMPRESSION lz4;
