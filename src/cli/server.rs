@@ -195,13 +195,15 @@ impl Prepared {
         let health: Arc<dyn Health> = Arc::new(ServerHealth::new(engine.clone(), answering.clone(), self.metrics.clone()));
         let http = client_routes(Arc::clone(&health), self.metrics.clone());
         let client = if self.config.listen_client_http.is_empty() { grpc.merge(http.clone()) } else { grpc };
-        let routers = [
-            (sockets.client, client),
-            (sockets.client_http, http),
-            (sockets.metrics, metrics_routes(health, self.metrics.clone())),
-        ];
         let options = ServeOptions::new(&self.config, self.tls.clone(), self.metrics.clone());
         let mut served = JoinSet::new();
+        let client = client.fallback(not_found);
+        if answering.is_none() {
+            served.spawn(serve(sockets.client, facade.direct(client), stop.clone(), options.clone()));
+        } else {
+            served.spawn(serve(sockets.client, client, stop.clone(), options.clone()));
+        }
+        let routers = [(sockets.client_http, http), (sockets.metrics, metrics_routes(health, self.metrics.clone()))];
         for (listeners, router) in routers {
             served.spawn(serve(listeners, router.fallback(not_found), stop.clone(), options.clone()));
         }

@@ -5,6 +5,7 @@
 //! | [`error`] | etcd's codes and texts |
 //! | [`validate`] | what can be said of a request by looking at it alone; pure |
 //! | `kv`, `range_stream`, `watch`, `lease`, `cluster`, `maintenance` | one service each |
+//! | `direct` | the KV service's way past the router |
 //! | `gate` | what is checked before a service sees a request: a leader, message sizes |
 //! | `leader` | whether streams that require a leader must end |
 //!
@@ -17,6 +18,7 @@
 
 mod cluster;
 mod cluster_urls;
+mod direct;
 pub mod error;
 mod gate;
 mod health;
@@ -49,6 +51,7 @@ use crate::proto::etcdserverpb::{AlarmType, ResponseHeader};
 use crate::storage::AlarmRow;
 use crate::telemetry::grpc::GrpcMetricsLayer;
 use crate::telemetry::metrics::{Metrics, RequestKind};
+pub use direct::Direct;
 use error::Error;
 
 /// What gRPC's own framing may add to a request, in bytes: etcd's `grpcOverheadBytes`.
@@ -115,7 +118,7 @@ impl EtcdServer {
 
     /// All gRPC routes, to be served beside the HTTP ones on the client port.
     pub fn router(&self) -> axum::Router {
-        let limit = self.inner.config.max_request_bytes + GRPC_OVERHEAD_BYTES;
+        let limit = self.message_bytes_max();
         Services::default()
             .add(KvServer::new(self.clone()).max_decoding_message_size(limit))
             .add(WatchServer::new(self.clone()).max_decoding_message_size(limit))
@@ -127,6 +130,16 @@ impl EtcdServer {
             .add(reflection().build_v1alpha().expect("the descriptors are built with the program"))
             .router(self.inner.engine.role(), limit)
             .layer(GrpcMetricsLayer::new(self.inner.metrics.clone()))
+    }
+
+    /// The KV service without the detour of a router before `rest`, which serves all other paths.
+    pub fn direct(&self, rest: axum::Router) -> Direct {
+        Direct::new(self, rest)
+    }
+
+    /// How large a message may be on the wire, in bytes.
+    fn message_bytes_max(&self) -> usize {
+        self.inner.config.max_request_bytes + GRPC_OVERHEAD_BYTES
     }
 
     /// A header that shows `revision`.

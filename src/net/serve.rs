@@ -4,15 +4,15 @@
 //! connection does; after the shutdown token everything ends within the drain time, politely (GOAWAY, which makes
 //! clientv3 go elsewhere without failing a call) or by force.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,7 +20,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 use super::listen::{Accepted, Listeners, Socket};
 use super::tls::{ClientCertificate, Tls};
@@ -83,9 +82,20 @@ pub enum Drained {
     Forced(usize),
 }
 
-/// Serves `router` on `listeners` until `shutdown`, then ends every connection within [`ServeOptions::drain`].
-pub async fn serve(listeners: Listeners, router: Router, shutdown: CancellationToken, options: ServeOptions) -> Drained {
-    let server = Arc::new(Server { http: http_builder(&options), router, shutdown, kill: CancellationToken::new(), options });
+/// What answers requests: a clone for each.
+pub trait Service:
+    tower::Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S> Service for S where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+/// Serves `service` on `listeners` until `shutdown`, then ends every connection within [`ServeOptions::drain`].
+pub async fn serve<S: Service>(listeners: Listeners, service: S, shutdown: CancellationToken, options: ServeOptions) -> Drained {
+    let server = Arc::new(Server { http: http_builder(&options), service, shutdown, kill: CancellationToken::new(), options });
     let connections = TaskTracker::new();
     let accepting = TaskTracker::new();
     for (socket, tls) in listeners.0 {
@@ -119,15 +129,15 @@ fn http_builder(options: &ServeOptions) -> auto::Builder<TokioExecutor> {
     http
 }
 
-struct Server {
+struct Server<S> {
     http: auto::Builder<TokioExecutor>,
-    router: Router,
+    service: S,
     shutdown: CancellationToken,
     kill: CancellationToken,
     options: ServeOptions,
 }
 
-impl Server {
+impl<S: Service> Server<S> {
     async fn accept_all(self: Arc<Self>, socket: Socket, tls: bool, connections: TaskTracker) {
         loop {
             let accepted = tokio::select! {
@@ -197,12 +207,12 @@ impl Server {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         client: Option<ClientCertificate>,
     ) -> io::Result<()> {
-        let router = self.router.clone();
+        let service = self.service.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(client) = &client {
                 request.extensions_mut().insert(client.clone());
             }
-            router.clone().call(request.map(Body::new))
+            service.clone().call(request.map(Body::new))
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);

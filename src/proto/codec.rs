@@ -10,6 +10,13 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
+/// What a request's buffer is made with; it grows to the message's announced length. tonic's 8 KiB cost a cache line for every 64 bytes.
+const DECODE_BUFFER_BYTES: usize = 2048;
+/// What a response's buffer is made with, for the frame's header; the encoder makes room for the message.
+const ENCODE_BUFFER_BYTES: usize = 128;
+/// As tonic: how much of a stream is gathered before it is sent.
+const YIELD_THRESHOLD_BYTES: usize = 32 << 10;
+
 /// Encodes `T`, decodes `U`.
 #[derive(Clone, Debug)]
 pub struct SizedCodec<T, U>(PhantomData<(T, U)>);
@@ -35,7 +42,7 @@ where
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<T, U>::raw_decoder(BufferSettings::default())
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(DECODE_BUFFER_BYTES, YIELD_THRESHOLD_BYTES))
     }
 }
 
@@ -46,6 +53,10 @@ pub struct SizedEncoder<T>(PhantomData<T>);
 impl<T: Message> Encoder for SizedEncoder<T> {
     type Item = T;
     type Error = Status;
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(ENCODE_BUFFER_BYTES, YIELD_THRESHOLD_BYTES)
+    }
 
     fn encode(&mut self, item: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(item.encoded_len());

@@ -47,7 +47,9 @@ impl Server {
         let log = MemLog::default();
         let (metrics, stop) = (Metrics::unshared(), CancellationToken::new());
         let engine = Engine::start(options, Arc::new(log.clone()), metrics.clone());
-        let router = EtcdServer::new(engine.clone(), config, metrics.clone(), stop.clone()).router();
+        let server = EtcdServer::new(engine.clone(), config, metrics.clone(), stop.clone());
+        // As a process serves that forwards nothing.
+        let router = axum::Router::new().fallback_service(server.direct(server.router()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("a bound port"));
         tokio::spawn(async move { axum::serve(listener, router).await });
