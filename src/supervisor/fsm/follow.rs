@@ -1,0 +1,65 @@
+//! What the peer of the register's owner does.
+
+use super::event::{Goal, Note, Postgres};
+use super::register::{Mode, Register};
+use super::state::State;
+use super::step::Step;
+
+impl State {
+    /// Whether this node's copy may become the store: the register says that both have everything, and this copy is whole.
+    pub fn may_take_over(&self) -> bool {
+        let paired = self.record.seen.is_some_and(|seen| seen.mode == Mode::Pair && seen.owner != self.me());
+        paired && self.record.complete && matches!(self.postgres, Postgres::Standby { consistent: true, .. })
+    }
+
+    /// Whether the leader has given up its lease and asks this node to take over, which has been following until now.
+    fn is_asked_to_take_over(&self, now: u64) -> bool {
+        let timing = self.setup.timing;
+        let warm = self.streamed_at.is_some_and(|at| now < at + timing.warm);
+        warm && self.hears_peer(timing.solo_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.released)
+    }
+
+    /// Whether the leader has been silent for so long that it must be taken for lost.
+    fn misses_leader(&self, now: u64) -> bool {
+        let timing = self.setup.timing;
+        let silent = match self.peer {
+            Some(peer) => now >= peer.heard_at.max(self.forgiven_at) + timing.takeover_after,
+            None => now >= self.forgiven_at + timing.boot_patience,
+        };
+        // Data that keeps coming is a sign of life, whatever happened to the heartbeats.
+        let flows = self.advanced_at.is_some_and(|at| now < at + 3 * timing.heartbeat);
+        let again_too_soon = self.took_over_at.is_some_and(|at| now < at + timing.backoff);
+        silent && !flows && !again_too_soon && now >= self.promised_until
+    }
+}
+
+impl Step {
+    pub(super) fn follow(&mut self) {
+        self.pursue(Goal::Standby { rebuild: !self.state.record.complete });
+        if self.state.pending.is_some() || !self.state.may_take_over() || self.state.paused_until.is_some() {
+            return;
+        }
+        let (Some(instance), Some(seen)) = (self.state.record.instance, self.state.record.seen) else { return };
+        let asked = self.state.is_asked_to_take_over(self.now) && self.now >= self.state.promised_until;
+        if asked || self.state.misses_leader(self.now) {
+            let new = Register { version: self.next_version(), epoch: seen.epoch + 1, owner: self.state.me(), mode: Mode::Solo };
+            self.note(Note::TakesOver);
+            self.state.took_over_at = Some(self.now);
+            // From here on nothing is promised any more: the witness may decide at any moment.
+            self.state.granted = None;
+            self.swap(instance, seen.version, new);
+            self.send = true;
+        }
+    }
+
+    /// The operator says that the peer is off and what it had acknowledged may be lost.
+    pub(super) fn take_over_by_force(&mut self) {
+        if self.state.is_owner() || !self.state.record.complete {
+            return;
+        }
+        let epoch = self.epoch() + 1;
+        let new = Register { version: self.next_version(), epoch, owner: self.state.me(), mode: Mode::Solo };
+        self.note(Note::TakesOver);
+        self.adopt(new, None);
+    }
+}

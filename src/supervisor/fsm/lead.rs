@@ -1,0 +1,204 @@
+//! What the register's owner does.
+
+use super::event::{Action, Goal, Note, Postgres, Sync};
+use super::register::{Intent, Mode, Register};
+use super::state::State;
+use super::step::Step;
+use crate::types::Epoch;
+
+impl State {
+    /// Whether the peer is of no use for replication: unheard, or without a grant for too long, or not streaming.
+    pub fn peer_is_lost(&self, now: u64) -> bool {
+        let timing = self.setup.timing;
+        // The newest heartbeat that the peer has granted: it proves that both directions work.
+        let granted_sent_at = self.lease_until.saturating_sub(timing.lease - timing.drift);
+        let led_since = self.released_at.unwrap_or(self.started_at);
+        let deaf = now >= granted_sent_at.max(self.forgiven_at).max(led_since) + timing.solo_after;
+        deaf || self.peer_confirms_nothing(now)
+    }
+
+    /// Whether the peer has been waited for for too long.
+    fn peer_confirms_nothing(&self, now: u64) -> bool {
+        let since = self.unconfirmed_since.map(|since| since.max(self.forgiven_at));
+        since.is_some_and(|since| now >= since + self.setup.timing.stream_grace)
+    }
+
+    /// Whether the witness answers, with something that can be believed.
+    pub fn witness_is_usable(&self, now: u64) -> bool {
+        self.hears_witness(now) && self.answer.is_some_and(|answer| self.believes(answer))
+    }
+
+    /// Whether the witness has had its time to answer, and hasn't, or can't be believed; true when there is none.
+    fn witness_is_lost(&self, now: u64) -> bool {
+        let silent = now >= self.answered_at.max(self.forgiven_at) + self.setup.timing.witness_lost;
+        !self.setup.witness || silent || (self.answer.is_some() && !self.witness_is_usable(now))
+    }
+}
+
+impl Step {
+    pub(super) fn lead(&mut self) {
+        self.end_handover();
+        self.run_postgres();
+        self.open();
+        if self.state.handover.is_some() {
+            return self.abdicate();
+        }
+        match self.state.mode() {
+            Some(Mode::Pair) => self.lead_pair(),
+            Some(Mode::Solo) => self.lead_solo(),
+            Some(Mode::Asym) => self.lead_asym(),
+            None => {}
+        }
+        self.run_postgres();
+    }
+
+    /// Whether it asks the peer to take over: for a switchover, or because its own PostgreSQL has ended and the peer is faster.
+    pub(super) fn releases(&self) -> bool {
+        let state = &self.state;
+        let ended = !state.opened
+            && !matches!(state.postgres, Postgres::Primary(_))
+            && state.peer_is_ready(self.now)
+            && self.now < state.down_since + state.setup.timing.handover;
+        state.is_owner() && state.mode() == Some(Mode::Pair) && (state.has_released() || ended)
+    }
+
+    fn run_postgres(&mut self) {
+        if self.releases() && !self.state.has_released() {
+            return self.pursue(Goal::Stopped);
+        }
+        let sync = self.state.mode() != Some(Mode::Solo) || self.wants_to_pair();
+        self.pursue(Goal::Primary { sync });
+    }
+
+    /// Whether an owner that is alone should wait for its peer: once that has caught up, and for as long as it confirms.
+    fn wants_to_pair(&mut self) -> bool {
+        let useful = self.state.peer_is_ready(self.now) && !self.state.peer_is_lost(self.now);
+        if self.state.peer_confirms_nothing(self.now) {
+            self.state.pair_again_at = self.now + self.state.setup.timing.backoff;
+        }
+        let waits = self.state.goal == Goal::Primary { sync: true };
+        let caught_up = self.state.postgres == Postgres::Primary(Sync::Off { caught_up: true });
+        useful && (waits || caught_up && self.now >= self.state.pair_again_at)
+    }
+
+    /// Opens when nothing that PostgreSQL shows can be taken back: the peer has it, or the peer doesn't count.
+    fn open(&mut self) {
+        let Postgres::Primary(sync) = self.state.postgres else { return };
+        let off = matches!(sync, Sync::Off { .. });
+        if off && self.state.mode() != Some(Mode::Solo) && self.state.opened {
+            self.state.opened = false;
+            self.note(Note::Tampered);
+        }
+        let safe = sync == Sync::Confirmed || self.state.may_be_alone();
+        if !self.state.opened && safe && (!off || self.state.mode() == Some(Mode::Solo)) {
+            self.state.opened = true;
+            self.note(Note::Opened);
+            self.send = true;
+        }
+    }
+
+    fn lead_pair(&mut self) {
+        let now = self.now;
+        if self.state.peer_is_lost(now) && !self.releases() {
+            let asked = self.state.pending.is_some_and(|pending| pending.new.mode == Mode::Solo);
+            if let Some(answer) = self.state.answer.filter(|answer| !asked && self.state.believes(*answer)) {
+                let new = self.value(Mode::Solo);
+                self.note(Note::PeerLost);
+                self.swap(answer.instance, answer.version(), new);
+            }
+        } else if self.state.witness_is_lost(now) {
+            self.propose_asym();
+        } else if let Some(intent) = self.state.record.intent
+            && let Some(answer) = self.state.answer
+            && self.state.pending.is_none()
+            && self.state.peer_is_synchronous(now)
+        {
+            // An earlier process sent it, and never heard what came of it.
+            self.swap(answer.instance, intent.base, intent.new);
+        }
+    }
+
+    fn lead_solo(&mut self) {
+        if !self.state.peer_is_lost(self.now) && self.state.peer_is_synchronous(self.now) {
+            return self.pair();
+        }
+        self.state.proposal = None;
+        // The witness may have missed what was decided without it.
+        let Some(answer) = self.state.answer.filter(|_| self.state.hears_witness(self.now)) else { return };
+        if answer.value != self.state.record.seen && self.state.pending.is_none() {
+            let new = self.value(Mode::Solo);
+            self.swap(answer.instance, answer.version(), new);
+        }
+    }
+
+    fn lead_asym(&mut self) {
+        if self.state.peer_is_lost(self.now) {
+            let solo = self.value(Mode::Solo);
+            self.note(Note::PeerLost);
+            self.note(Note::Solo);
+            self.adopt(solo, None);
+        } else if self.state.peer_is_synchronous(self.now) && self.state.hears_witness(self.now) {
+            self.pair();
+        }
+    }
+
+    /// Asks for PAIR; from here on, behaves as if it held. Only an owner that may be alone does this: what the witness says doesn't
+    /// matter to it then.
+    fn pair(&mut self) {
+        debug_assert!(self.state.may_be_alone(), "PAIR is asked for by an owner that could go on alone");
+        if !self.state.hears_witness(self.now) {
+            if self.state.witness_is_lost(self.now) && self.state.mode() == Some(Mode::Solo) {
+                self.propose_asym();
+            }
+            return;
+        }
+        let Some(answer) = self.state.answer.filter(|_| self.state.pending.is_none()) else { return };
+        let new = self.value(Mode::Pair);
+        self.state.proposal = None;
+        self.persist(|record| {
+            record.instance = Some(answer.instance);
+            record.intent = Some(Intent { new, base: answer.version() });
+        });
+        self.swap(answer.instance, answer.version(), new);
+        self.send = true;
+    }
+
+    /// Asks the peer to agree that only this node goes on alone. It agrees by showing the value as its own newest.
+    fn propose_asym(&mut self) {
+        if self.state.proposal.is_none() && self.state.peer_is_synchronous(self.now) {
+            let proposal = self.value(Mode::Asym);
+            self.state.proposal = Some(proposal);
+            self.send = true;
+        }
+    }
+
+    /// Ends a switchover that the peer doesn't take up in time.
+    fn end_handover(&mut self) {
+        let patience = 2 * self.state.setup.timing.handover;
+        if self.state.handover.is_some_and(|handover| self.now >= handover.since + patience) {
+            self.state.handover = None;
+            self.note(Note::HandoverFailed);
+            self.actions.push(Action::Undrain);
+            self.send = true;
+        }
+    }
+
+    /// Without a witness the owner gives its right to the peer by itself.
+    fn abdicate(&mut self) {
+        if self.state.has_released() && self.state.may_be_alone() && self.state.peer_is_synchronous(self.now) {
+            let mut gift = self.value(Mode::Solo);
+            gift.owner = self.state.me().peer();
+            gift.epoch += 1;
+            self.adopt(gift, None);
+        }
+    }
+
+    /// A new value in the present epoch.
+    fn value(&mut self, mode: Mode) -> Register {
+        Register { version: self.next_version(), epoch: self.epoch(), owner: self.state.me(), mode }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.state.record.seen.map_or(0, |seen| seen.epoch)
+    }
+}

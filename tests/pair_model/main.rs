@@ -1,0 +1,197 @@
+//! The pair's state machine in every order of events, within bounds: whatever crashes, is cut off, paused, restored or handed over,
+//! nothing acknowledged is lost, no read is stale, no two nodes acknowledge. Breaking any of the rules must be noticed.
+//!
+//! `DUET_MODEL_STATES` sets how many states each exploration visits at most.
+
+mod world;
+
+use duet::supervisor::fsm::Mode;
+use stateright::{Checker, Model, Property};
+use world::{Budget, Happening, Mutation, World};
+
+struct Pair {
+    mode: Mode,
+    budget: Budget,
+    mutation: Option<Mutation>,
+    /// What has happened when the exploration begins.
+    prefix: &'static [Happening],
+}
+
+impl Model for Pair {
+    type State = World;
+    type Action = Happening;
+
+    fn init_states(&self) -> Vec<World> {
+        let steady = World::steady(self.mode, self.budget, self.mutation);
+        let begin = self.prefix.iter().fold(steady, |world, happening| {
+            world.after(*happening).unwrap_or_else(|| panic!("{happening:?} changes nothing in {world:?}"))
+        });
+        vec![begin]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Happening>) {
+        actions.extend(world.happenings());
+    }
+
+    fn next_state(&self, world: &World, happening: Happening) -> Option<World> {
+        world.after(happening)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![Property::<Self>::always(RULES, |_, world| world.broken.is_none())]
+    }
+}
+
+const RULES: &str = "nothing acknowledged or shown is lost, and no epoch that has ended acknowledges";
+
+const NONE: Budget = Budget {
+    writes: 1,
+    crashes: 0,
+    postgres_crashes: 0,
+    cuts: 0,
+    lost_answers: 0,
+    pauses: 0,
+    restores: 0,
+    switchovers: 0,
+    rebuilds: 0,
+    versions: 5,
+    ticks: 8,
+};
+
+const PAIR: Pair = Pair { mode: Mode::Pair, budget: NONE, mutation: None, prefix: &[] };
+
+fn states_max() -> usize {
+    std::env::var("DUET_MODEL_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
+}
+
+fn explore(pair: Pair) -> Option<String> {
+    let what = format!("{:?} {:?} {:?}", pair.mode, pair.budget, pair.mutation);
+    let checker = pair.checker().threads(2).target_state_count(states_max()).spawn_bfs().join();
+    let found = checker.discovery(RULES).map(|path| {
+        let last = path.last_state().broken.unwrap_or("?");
+        let steps: Vec<String> = path.into_actions().iter().map(|action| format!("{action:?}")).collect();
+        format!("{last}: {}", steps.join(", "))
+    });
+    let (states, depth) = (checker.unique_state_count(), checker.max_depth());
+    println!("{what}: {states} states, depth {depth}: {}", found.as_deref().unwrap_or("holds"));
+    found
+}
+
+fn assert_holds(pair: Pair) {
+    assert_eq!(explore(pair), None);
+}
+
+/// The same world without the mutation must hold: it is the mutation that is noticed.
+fn assert_noticed(mutation: Mutation, pair: Pair) {
+    let Pair { mode, budget, prefix, .. } = pair;
+    assert!(explore(Pair { mutation: Some(mutation), ..pair }).is_some(), "{mutation:?} went unnoticed");
+    assert_holds(Pair { mode, budget, prefix, mutation: None });
+}
+
+#[test]
+fn crashes_lose_nothing() {
+    assert_holds(Pair { budget: Budget { writes: 2, crashes: 2, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn partitions_lose_nothing() {
+    assert_holds(Pair { budget: Budget { writes: 2, cuts: 2, lost_answers: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn a_partition_and_a_crash_lose_nothing() {
+    assert_holds(Pair { budget: Budget { crashes: 1, cuts: 1, lost_answers: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn pauses_make_no_read_stale() {
+    assert_holds(Pair { budget: Budget { pauses: 1, crashes: 1, ticks: 10, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn crashes_of_postgresql_lose_nothing() {
+    assert_holds(Pair { budget: Budget { postgres_crashes: 2, cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn a_restored_witness_makes_no_second_owner() {
+    assert_holds(Pair { budget: Budget { restores: 1, crashes: 2, ticks: 10, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn switchovers_lose_nothing() {
+    assert_holds(Pair { budget: Budget { switchovers: 1, crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn a_copy_made_anew_loses_nothing() {
+    assert_holds(Pair { budget: Budget { rebuilds: 1, crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn pairing_loses_nothing() {
+    assert_holds(Pair { mode: Mode::Solo, budget: Budget { crashes: 1, cuts: 1, lost_answers: 1, ticks: 10, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn without_a_witness_only_the_owner_goes_on() {
+    assert_holds(Pair { mode: Mode::Asym, budget: Budget { crashes: 2, cuts: 1, ticks: 10, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn clearing_the_setting_before_solo_holds_is_noticed() {
+    assert_noticed(Mutation::ClearsBeforeSolo, Pair { budget: Budget { cuts: 1, lost_answers: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn going_on_alone_after_pair_was_asked_for_is_noticed() {
+    use Happening::*;
+    // PAIR is asked for and under way for long; the peer is cut off.
+    let prefix = &[Tick, CutPair];
+    let budget = Budget { cuts: 1, ticks: 12, ..NONE };
+    assert_noticed(Mutation::ForgetsPair, Pair { mode: Mode::Asym, budget, prefix, ..PAIR });
+}
+
+#[test]
+fn reading_without_a_lease_is_noticed() {
+    assert_noticed(Mutation::ReadsWithoutLease, Pair { budget: Budget { cuts: 2, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn acknowledging_a_cancelled_wait_is_noticed() {
+    assert_noticed(Mutation::AcknowledgesCancelled, Pair { budget: Budget { crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn granting_while_taking_over_is_noticed() {
+    use Happening::*;
+    // The follower has asked to take over; then it hears the leader again, and then it doesn't.
+    let prefix = &[CutOneWay(1), Tick, Tick, Tick, Tick, Heal, Tick, CutPair];
+    assert_noticed(Mutation::GrantsWhileTakingOver, Pair { budget: Budget { cuts: 2, ..NONE }, prefix, ..PAIR });
+}
+
+#[test]
+fn a_witness_that_hides_its_restore_is_noticed() {
+    use Happening::*;
+    // A goes alone; then it is lost, and the witness says what it said before.
+    let prefix = &[CutPair, Tick, Tick, SwapArrives(0, true), Move(0)];
+    let budget = Budget { cuts: 1, crashes: 1, restores: 1, ticks: 10, ..NONE };
+    assert_noticed(Mutation::HidesRestore, Pair { budget, prefix, ..PAIR });
+}
+
+#[test]
+fn opening_before_the_peer_has_confirmed_is_noticed() {
+    assert_noticed(Mutation::OpensUnconfirmed, Pair { budget: Budget { postgres_crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn promoting_a_copy_that_is_not_whole_is_noticed() {
+    assert_noticed(Mutation::PromotesIncomplete, Pair { budget: Budget { rebuilds: 1, crashes: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn forgetting_that_asym_was_agreed_is_noticed() {
+    let budget = Budget { crashes: 1, cuts: 1, ticks: 12, ..NONE };
+    let prefix = &[Happening::CutWitness(0), Happening::Crash(1), Happening::Restart(1)];
+    assert_noticed(Mutation::ForgetsAsym, Pair { mode: Mode::Asym, budget: Budget { cuts: 2, ..budget }, prefix, mutation: None });
+}

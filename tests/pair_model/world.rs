@@ -1,0 +1,652 @@
+//! Two nodes, a witness and what can befall them. The nodes run the very `step` that runs in production; PostgreSQL, the network and
+//! the witness's disk are as simple here as their promises allow.
+//!
+//! Abstractions: a node's WAL is the list of writes that it has flushed; a standby receives all or nothing new at a time; heartbeats
+//! arrive in the tick in which they are sent, or are lost with the link; what can be acknowledged is, and what may be read is read at once; compare-and-swaps can be under way for any time, arrive, and
+//! have their answer lost.
+
+use std::hash::{Hash, Hasher};
+
+use duet::supervisor::fsm::{
+    Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Postgres, Record, Register, Setup, State, SwapOutcome, Sync, Timing, Wish, step,
+};
+
+/// One tick is one heartbeat interval; everything else keeps its proportions.
+pub const TIMING: Timing = Timing {
+    heartbeat: 1,
+    lease: 3,
+    drift: 0,
+    solo_after: 2,
+    stream_grace: 2,
+    takeover_after: 4,
+    boot_patience: 5,
+    warm: 4,
+    handover: 2,
+    ask: 1,
+    swap_again: 2,
+    witness_lost: 2,
+    backoff: 0,
+};
+
+/// Ages beyond this make no difference to anything.
+const OLD: u64 = 8;
+
+/// Rules that can be broken on purpose, to see that the model notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutation {
+    /// `synchronous_standby_names` is cleared when SOLO is asked for, not when it holds.
+    ClearsBeforeSolo,
+    /// PAIR that was asked for counts for nothing until it is confirmed.
+    ForgetsPair,
+    /// Reads need no lease.
+    ReadsWithoutLease,
+    /// A cancelled wait for the standby counts as a commit.
+    AcknowledgesCancelled,
+    /// The follower goes on granting while it asks to take over.
+    GrantsWhileTakingOver,
+    /// A witness that was restored from a copy says that it is the same as ever.
+    HidesRestore,
+    /// A restarted primary opens before its peer has confirmed what it shows.
+    OpensUnconfirmed,
+    /// A copy that isn't whole may take over.
+    PromotesIncomplete,
+    /// The nodes' agreement on ASYM isn't kept across a restart.
+    ForgetsAsym,
+}
+
+/// How often each kind of trouble may strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Budget {
+    pub writes: u8,
+    pub crashes: u8,
+    pub postgres_crashes: u8,
+    pub cuts: u8,
+    pub lost_answers: u8,
+    pub pauses: u8,
+    pub restores: u8,
+    pub switchovers: u8,
+    pub rebuilds: u8,
+    pub versions: u64,
+    pub ticks: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Off,
+    Primary { sync: bool },
+    Standby { receiving: bool },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    pub up: bool,
+    pub paused: bool,
+    pub state: State,
+    pub role: Role,
+    /// What is flushed.
+    pub wal: Vec<u8>,
+    /// The engine has a session for writing, and shows this much of the WAL.
+    pub shown: Option<usize>,
+    pub drains: bool,
+    /// A copy of the leader's data is being made; what was there before is gone.
+    pub copying: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Swap {
+    pub from: usize,
+    pub process: u64,
+    pub instance: u64,
+    pub expected: u64,
+    pub new: Register,
+}
+
+/// Directed links between the nodes, and each node's link to the witness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Cuts {
+    pub to: [bool; 2],
+    pub witness: [bool; 2],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct World {
+    pub now: u64,
+    pub nodes: [Node; 2],
+    pub witness: Answer,
+    /// A copy of the witness's state that somebody made.
+    pub copy: Answer,
+    pub swaps: Vec<Swap>,
+    pub cuts: Cuts,
+    pub budget: Budget,
+    /// Writes that were acknowledged or shown.
+    pub known: Vec<u8>,
+    pub next_write: u8,
+    /// The greatest epoch in which a write was acknowledged.
+    pub acknowledged_in: i64,
+    pub broken: Option<&'static str>,
+    pub mutation: Option<Mutation>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Happening {
+    Tick,
+    Move(usize),
+    Write(usize),
+    Crash(usize),
+    Restart(usize),
+    PostgresCrash(usize),
+    Pause(usize),
+    Resume(usize),
+    CutPair,
+    CutOneWay(usize),
+    CutWitness(usize),
+    Heal,
+    SwapArrives(usize, bool),
+    RestoreWitness,
+    Switchover(usize),
+    Rebuild(usize),
+}
+
+pub fn id(node: usize) -> NodeId {
+    if node == 0 { NodeId::A } else { NodeId::B }
+}
+
+impl World {
+    /// Both nodes up and in step, owned by A in this mode; nothing has happened yet.
+    pub fn steady(mode: Mode, budget: Budget, mutation: Option<Mutation>) -> Self {
+        let seen = Register { version: 1, epoch: 1, owner: NodeId::A, mode };
+        // ASYM is agreed on when the witness is lost: what the witness has is older.
+        let version = if mode == Mode::Asym { 2 } else { 1 };
+        let stored = Register { mode: if mode == Mode::Asym { Mode::Pair } else { mode }, ..seen };
+        let seen = Register { version, ..seen };
+        let record = Record { seen: Some(seen), instance: Some(1), intent: None, complete: true, process: 1 };
+        let node = |index| Node {
+            up: true,
+            paused: false,
+            state: State::new(Setup { me: id(index), timing: TIMING, witness: true, begins: index == 0 }, record, 0),
+            role: Role::Off,
+            wal: Vec::new(),
+            shown: None,
+            drains: false,
+            copying: false,
+        };
+        let witness = Answer { instance: 1, value: Some(stored) };
+        let mut world = Self {
+            now: 0,
+            nodes: [node(0), node(1)],
+            witness,
+            copy: witness,
+            swaps: Vec::new(),
+            cuts: Cuts::default(),
+            budget,
+            known: Vec::new(),
+            next_write: 1,
+            acknowledged_in: 0,
+            broken: None,
+            mutation,
+        };
+        world.cuts.witness = [mode != Mode::Pair; 2];
+        // Until both are up, in step, and no promise of an earlier life is left.
+        for _ in 0..8 {
+            world.tick();
+            for node in 0..2 {
+                world.advance_postgres(node);
+            }
+            world.settle();
+        }
+        assert!(world.nodes[0].state.may_read(world.now) && world.is_replicated(0), "the model begins with a working pair");
+        world.cuts = Cuts::default();
+        world
+    }
+
+    pub fn happenings(&self) -> Vec<Happening> {
+        use Happening::*;
+        let budget = &self.budget;
+        let mut all = Vec::new();
+        if self.broken.is_some() {
+            return all;
+        }
+        if budget.ticks > 0 {
+            all.push(Tick);
+        }
+        for i in 0..2 {
+            let node = &self.nodes[i];
+            if !node.up {
+                all.push(Restart(i));
+                continue;
+            }
+            if node.paused {
+                all.push(Resume(i));
+            } else {
+                all.push(Move(i));
+                if budget.writes > 0 {
+                    all.push(Write(i));
+                }
+                if budget.switchovers > 0 {
+                    all.push(Switchover(i));
+                }
+                if budget.pauses > 0 {
+                    all.push(Pause(i));
+                }
+                if budget.rebuilds > 0 {
+                    all.push(Rebuild(i));
+                }
+            }
+            if budget.crashes > 0 {
+                all.push(Crash(i));
+            }
+            if budget.postgres_crashes > 0 && node.role != Role::Off {
+                all.push(PostgresCrash(i));
+            }
+            if budget.cuts > 0 {
+                all.push(CutOneWay(i));
+                all.push(CutWitness(i));
+            }
+        }
+        if budget.cuts > 0 {
+            all.push(CutPair);
+        }
+        if self.cuts != Cuts::default() {
+            all.push(Heal);
+        }
+        if budget.restores > 0 {
+            all.push(RestoreWitness);
+        }
+        for index in 0..self.swaps.len() {
+            all.push(SwapArrives(index, true));
+            if budget.lost_answers > 0 {
+                all.push(SwapArrives(index, false));
+            }
+        }
+        all
+    }
+
+    /// What the world is after that; `None` when nothing changed.
+    pub fn after(&self, happening: Happening) -> Option<Self> {
+        use Happening::*;
+        let mut world = self.clone();
+        match happening {
+            Tick => {
+                world.budget.ticks -= 1;
+                world.tick();
+            }
+            Move(node) => world.advance_postgres(node),
+            Write(node) => world.write(node),
+            Crash(node) => {
+                world.budget.crashes -= 1;
+                world.crash(node);
+            }
+            Restart(node) => world.restart(node),
+            PostgresCrash(node) => {
+                world.budget.postgres_crashes -= 1;
+                world.set_role(node, Role::Off);
+                if !world.nodes[node].paused {
+                    world.deliver(node, Event::Postgres(Postgres::Down));
+                }
+            }
+            Pause(node) => {
+                world.budget.pauses -= 1;
+                world.nodes[node].paused = true;
+            }
+            Resume(node) => world.nodes[node].paused = false,
+            CutPair => {
+                world.budget.cuts -= 1;
+                world.cuts.to = [true, true];
+            }
+            CutOneWay(node) => {
+                world.budget.cuts -= 1;
+                world.cuts.to[node] = true;
+            }
+            CutWitness(node) => {
+                world.budget.cuts -= 1;
+                world.cuts.witness[node] = true;
+            }
+            Heal => world.cuts = Cuts::default(),
+            SwapArrives(index, answered) => world.swap_arrives(index, answered),
+            RestoreWitness => {
+                world.budget.restores -= 1;
+                let instance = if world.mutation == Some(Mutation::HidesRestore) { world.witness.instance } else { world.witness.instance + 1 };
+                world.witness = Answer { instance, value: world.copy.value };
+            }
+            Switchover(node) => {
+                world.budget.switchovers -= 1;
+                world.deliver(node, Event::Operator(Wish::Switchover));
+            }
+            Rebuild(node) => {
+                world.budget.rebuilds -= 1;
+                // What is broken doesn't follow any more.
+                if let Role::Standby { receiving } = &mut world.nodes[node].role {
+                    *receiving = false;
+                }
+                world.report(node);
+                world.deliver(node, Event::RebuildNeeded);
+            }
+        }
+        world.settle();
+        (world != *self && world.witness.version() <= self.budget.versions).then_some(world)
+    }
+
+    /// What happens by itself, as soon as it can: data flows, sessions open, commits are acknowledged, clients read. That it doesn't
+    /// happen for a while is what cuts and pauses are for.
+    fn settle(&mut self) {
+        for node in 0..2 {
+            self.replicate(node);
+        }
+        for node in 0..2 {
+            if self.nodes[node].up && !self.nodes[node].paused {
+                self.open(node);
+                self.acknowledge(node);
+                self.read(node);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now += 1;
+        for node in 0..2 {
+            if self.nodes[node].up && !self.nodes[node].paused {
+                self.report(node);
+                self.deliver(node, Event::Tick);
+            }
+        }
+    }
+
+    /// Lets a node take an event, and does what it asks for.
+    fn deliver(&mut self, node: usize, event: Event) {
+        let (mut state, actions) = step(&self.nodes[node].state, event, self.now);
+        self.mutate(node, &mut state, &actions);
+        self.nodes[node].state = state;
+        for action in actions {
+            self.perform(node, action);
+        }
+    }
+
+    fn perform(&mut self, node: usize, action: Action) {
+        match action {
+            Action::Send(heartbeat) => self.heartbeat(node, heartbeat),
+            Action::Ask => {
+                if !self.cuts.witness[node] {
+                    self.deliver(node, Event::Read(self.witness));
+                }
+            }
+            Action::Swap { instance, expected, new } => {
+                let swap = Swap { from: node, process: self.nodes[node].state.record.process, instance, expected, new };
+                if !self.cuts.witness[node] && !self.swaps.contains(&swap) {
+                    self.swaps.push(swap);
+                }
+            }
+            Action::Drain => self.nodes[node].drains = true,
+            Action::Undrain => self.nodes[node].drains = false,
+            // The goal is read from the state; what is persisted is the state's record.
+            Action::Pursue(_) | Action::Persist(_) | Action::Note(_) => {}
+        }
+    }
+
+    fn heartbeat(&mut self, from: usize, heartbeat: Heartbeat) {
+        let to = 1 - from;
+        if self.nodes[to].up && !self.nodes[to].paused && !self.cuts.to[to] {
+            self.deliver(to, Event::Heard(heartbeat));
+        }
+    }
+
+    fn swap_arrives(&mut self, index: usize, answered: bool) {
+        let swap = self.swaps.remove(index);
+        let applied = swap.instance == self.witness.instance && swap.expected == self.witness.version();
+        if applied {
+            self.copy = self.witness;
+            self.witness.value = Some(swap.new);
+        }
+        let node = &self.nodes[swap.from];
+        let heard = node.up && !node.paused && node.state.record.process == swap.process && !self.cuts.witness[swap.from];
+        if !answered {
+            self.budget.lost_answers -= 1;
+        } else if heard {
+            let instance = self.witness.instance;
+            let outcome = if applied { SwapOutcome::Applied { instance } } else { SwapOutcome::Refused(self.witness) };
+            self.deliver(swap.from, Event::Swapped { new: swap.new, outcome });
+        }
+    }
+
+    fn crash(&mut self, node: usize) {
+        self.set_role(node, Role::Off);
+        let crashed = &mut self.nodes[node];
+        crashed.up = false;
+        crashed.paused = false;
+        crashed.drains = false;
+    }
+
+    fn restart(&mut self, node: usize) {
+        let mut record = self.nodes[node].state.record;
+        record.process += 1;
+        if self.mutation == Some(Mutation::ForgetsAsym)
+            && let Some(seen) = record.seen.as_mut().filter(|seen| seen.mode == Mode::Asym)
+        {
+            seen.mode = Mode::Pair;
+            seen.version = 1;
+        }
+        let setup = self.nodes[node].state.setup;
+        self.nodes[node].up = true;
+        self.nodes[node].state = State::new(setup, record, self.now);
+    }
+
+    fn set_role(&mut self, node: usize, role: Role) {
+        let was = self.nodes[node].role;
+        self.nodes[node].role = role;
+        if !matches!((was, role), (Role::Primary { .. }, Role::Primary { .. })) {
+            self.nodes[node].shown = None;
+            // Whoever received from it doesn't any more.
+            if let Role::Standby { receiving } = &mut self.nodes[1 - node].role {
+                *receiving = false;
+            }
+        }
+    }
+
+    /// One step of PostgreSQL's towards its goal.
+    fn advance_postgres(&mut self, node: usize) {
+        let goal = self.nodes[node].state.goal;
+        let role = self.nodes[node].role;
+        match (role, goal) {
+            (Role::Primary { .. }, Goal::Primary { sync }) => self.set_role(node, Role::Primary { sync }),
+            (Role::Off | Role::Standby { .. }, Goal::Primary { sync }) => self.set_role(node, Role::Primary { sync }),
+            (Role::Off, Goal::Standby { .. }) => self.set_role(node, Role::Standby { receiving: false }),
+            (Role::Standby { receiving: false }, Goal::Standby { rebuild }) => self.receive(node, rebuild),
+            (Role::Primary { .. }, Goal::Standby { .. }) | (_, Goal::Stopped) => self.set_role(node, Role::Off),
+            (Role::Standby { receiving: true }, Goal::Standby { .. }) => {}
+        }
+        self.report(node);
+    }
+
+    /// A standby connects to its leader: what diverged is rewound, what isn't whole is copied anew.
+    fn receive(&mut self, node: usize, rebuild: bool) {
+        let peer = &self.nodes[1 - node];
+        if !matches!(peer.role, Role::Primary { .. }) || self.cuts.to[node] || self.cuts.to[1 - node] {
+            return;
+        }
+        let leader_wal = peer.wal.clone();
+        let me = &mut self.nodes[node];
+        if rebuild && !me.copying {
+            me.wal.clear();
+            me.copying = true;
+            return;
+        }
+        if std::mem::take(&mut me.copying) {
+            // The copy becomes whole with the WAL up to its end.
+            me.wal = leader_wal;
+        } else {
+            let common = me.wal.iter().zip(&leader_wal).take_while(|(a, b)| a == b).count();
+            me.wal.truncate(common);
+        }
+        me.role = Role::Standby { receiving: true };
+    }
+
+    fn replicate(&mut self, node: usize) {
+        if self.cuts.to[node] || self.cuts.to[1 - node] || !self.nodes[1 - node].up {
+            return;
+        }
+        if matches!((self.nodes[node].role, self.nodes[1 - node].role), (Role::Standby { receiving: true }, Role::Primary { .. })) {
+            self.nodes[node].wal = self.nodes[1 - node].wal.clone();
+        }
+    }
+
+    fn is_replicated(&self, node: usize) -> bool {
+        self.nodes[1 - node].role == Role::Standby { receiving: true } && self.nodes[1 - node].wal == self.nodes[node].wal
+    }
+
+    fn report(&mut self, node: usize) {
+        let postgres = match self.nodes[node].role {
+            Role::Off => Postgres::Down,
+            Role::Primary { sync: false } => {
+                Postgres::Primary(Sync::Off { caught_up: self.nodes[1 - node].role == Role::Standby { receiving: true } })
+            }
+            Role::Primary { sync: true } if self.is_replicated(node) => Postgres::Primary(Sync::Confirmed),
+            Role::Primary { sync: true } => Postgres::Primary(Sync::Waiting),
+            Role::Standby { receiving } => {
+                let whole = self.nodes[node].state.record.complete || receiving;
+                Postgres::Standby { streaming: receiving, consistent: whole, advanced: false }
+            }
+        };
+        if self.nodes[node].state.postgres != postgres || matches!(postgres, Postgres::Standby { streaming: true, .. }) {
+            self.deliver(node, Event::Postgres(postgres));
+        }
+    }
+
+    /// A commit that waits for the peer is safe to acknowledge.
+    fn commits(&self, node: usize) -> bool {
+        match self.nodes[node].role {
+            Role::Primary { sync: false } => true,
+            Role::Primary { sync: true } => self.is_replicated(node) || self.mutation == Some(Mutation::AcknowledgesCancelled),
+            _ => false,
+        }
+    }
+
+    /// The engine's session for writing begins with a write of its own.
+    fn open(&mut self, node: usize) {
+        let me = &self.nodes[node];
+        let unconfirmed = self.mutation == Some(Mutation::OpensUnconfirmed);
+        if me.shown.is_none() && me.state.may_acknowledge(self.now) && (self.commits(node) || unconfirmed) {
+            self.nodes[node].shown = Some(self.nodes[node].wal.len());
+        }
+    }
+
+    fn write(&mut self, node: usize) {
+        let me = &mut self.nodes[node];
+        // One under way at a time is enough to see every order.
+        if me.shown == Some(me.wal.len()) && !me.drains && matches!(me.role, Role::Primary { .. }) {
+            me.wal.push(self.next_write);
+            self.next_write += 1;
+            self.budget.writes -= 1;
+        }
+    }
+
+    fn acknowledge(&mut self, node: usize) {
+        let me = &self.nodes[node];
+        let Some(shown) = me.shown else { return };
+        if shown < me.wal.len() && self.commits(node) && me.state.may_acknowledge(self.now) {
+            let epoch = me.state.record.seen.map_or(0, |seen| seen.epoch);
+            self.known.extend(&me.wal[shown..]);
+            self.known.sort_unstable();
+            if epoch < self.acknowledged_in {
+                self.broken = Some("a write was acknowledged in an epoch that had ended");
+            }
+            self.acknowledged_in = epoch;
+            let len = self.nodes[node].wal.len();
+            self.nodes[node].shown = Some(len);
+        }
+        let me = &mut self.nodes[node];
+        if me.drains && me.shown == Some(me.wal.len()) && me.state.handover.is_some_and(|handover| !handover.drained) {
+            self.deliver(node, Event::Drained);
+        }
+    }
+
+    fn read(&mut self, node: usize) {
+        let me = &self.nodes[node];
+        let may = if self.mutation == Some(Mutation::ReadsWithoutLease) {
+            me.state.may_acknowledge(self.now)
+        } else {
+            me.state.may_read(self.now)
+        };
+        let Some(shown) = me.shown.filter(|_| may) else { return };
+        let seen = &me.wal[..shown.min(me.wal.len())];
+        if self.known.iter().any(|write| !seen.contains(write)) {
+            self.broken = Some("a read misses what had been acknowledged or shown");
+        }
+        self.known.extend(seen);
+        self.known.sort_unstable();
+        self.known.dedup();
+    }
+
+    fn mutate(&mut self, node: usize, state: &mut State, actions: &[Action]) {
+        match self.mutation {
+            Some(Mutation::ClearsBeforeSolo) => {
+                let asks = actions.iter().any(|action| {
+                    matches!(action, Action::Swap { new, .. } if new.mode == Mode::Solo && new.owner == id(node) && state.is_owner())
+                });
+                if asks {
+                    self.set_role(node, Role::Primary { sync: false });
+                }
+            }
+            Some(Mutation::ForgetsPair) => state.record.intent = None,
+            Some(Mutation::GrantsWhileTakingOver) if state.pending.is_some() => {
+                state.granted = state.peer.map(|peer| Grant {
+                    process: peer.heartbeat.process,
+                    sent_at: peer.heartbeat.sent_at,
+                });
+                state.promised_until = 0;
+            }
+            Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => state.record.complete = true,
+            Some(Mutation::OpensUnconfirmed) if matches!(state.postgres, Postgres::Primary(_)) => state.opened = true,
+            _ => {}
+        }
+    }
+}
+
+/// Worlds that differ only in how old things are, beyond what matters, are the same.
+impl Hash for World {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let now = self.now;
+        for node in &self.nodes {
+            (node.up, node.paused, node.role, &node.wal, node.shown, node.drains, node.copying).hash(hasher);
+            aged(&node.state, now).hash(hasher);
+        }
+        (self.witness, self.copy, &self.swaps, self.cuts, self.budget).hash(hasher);
+        (&self.known, self.next_write, self.acknowledged_in, self.broken).hash(hasher);
+    }
+}
+
+fn aged(state: &State, now: u64) -> State {
+    let past = |at: u64| OLD - now.saturating_sub(at).min(OLD);
+    let future = |at: u64| at.saturating_sub(now).min(OLD);
+    let mut aged = *state;
+    aged.started_at = past(state.started_at);
+    aged.ticked_at = past(state.ticked_at);
+    aged.forgiven_at = past(state.forgiven_at);
+    aged.answered_at = past(state.answered_at);
+    aged.asked_at = state.asked_at.map(past);
+    if let Some(pending) = aged.pending.as_mut() {
+        pending.sent_at = past(pending.sent_at);
+    }
+    if let Some(peer) = aged.peer.as_mut() {
+        peer.heard_at = past(peer.heard_at);
+        peer.heartbeat.sent_at = past(peer.heartbeat.sent_at);
+        if let Some(grant) = peer.heartbeat.grant.as_mut() {
+            grant.sent_at = past(grant.sent_at);
+        }
+    }
+    if let Some(grant) = aged.granted.as_mut() {
+        grant.sent_at = past(grant.sent_at);
+    }
+    // A lease's age matters for a while after its end.
+    aged.lease_until = (state.lease_until + OLD).saturating_sub(now).min(2 * OLD);
+    aged.released_at = state.released_at.map(past);
+    aged.promised_until = future(state.promised_until);
+    aged.down_since = past(state.down_since);
+    aged.unconfirmed_since = state.unconfirmed_since.map(past);
+    aged.pair_again_at = future(state.pair_again_at);
+    aged.advanced_at = state.advanced_at.map(past);
+    aged.streamed_at = state.streamed_at.map(past);
+    if let Some(handover) = aged.handover.as_mut() {
+        handover.since = past(handover.since);
+    }
+    aged.took_over_at = state.took_over_at.map(past);
+    aged
+}

@@ -1,0 +1,645 @@
+//! A seeded simulation of a pair and its witness in milliseconds: message delay, loss and duplication, pauses, crashes, partitions,
+//! a witness that is slow, down or wiped, PostgreSQLs that take their time. The nodes run the `step` of production.
+//!
+//! One seed is one run, whatever the machine. Clients write and read all the time; every answer is checked when it is given.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use duet::supervisor::fsm::{
+    Action, Answer, Event, Goal, Heartbeat, Mode, NodeId, Note, Postgres, Record, Register, Setup, State, SwapOutcome, Sync, Timing,
+    Wish, step,
+};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// What can go wrong in a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// Milliseconds of trouble.
+    pub trouble: u64,
+    /// A fault about so often, in milliseconds; 0: none.
+    pub fault_every: u64,
+    /// Heartbeats lost, in thousandths.
+    pub loss: u32,
+    /// How long pauses may be.
+    pub pause_max: u64,
+    /// Only pauses.
+    pub pauses_only: bool,
+    /// Whether there is a witness.
+    pub witness: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Off,
+    Primary { sync: bool },
+    Standby { receiving: bool },
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Tick(usize, u64),
+    Heartbeat(usize, Heartbeat),
+    /// At the witness: from, process, and what is asked.
+    Question(usize, u64, Option<(u64, u64, Register)>),
+    Reply(usize, u64, Event),
+    Report(usize),
+    /// PostgreSQL of a node reaches the next stage towards its goal, unless it was disturbed since.
+    Postgres(usize, u64),
+    Replicate(usize),
+    Client,
+    Fault,
+    Restart(usize),
+    Resume(usize),
+    Heal,
+    WitnessUp,
+}
+
+#[derive(Debug)]
+struct Node {
+    up: bool,
+    paused: bool,
+    state: State,
+    role: Role,
+    wal: Vec<u64>,
+    shown: Option<usize>,
+    drains: bool,
+    /// Events that came while the process was paused.
+    waiting: Vec<Event>,
+    /// Counts the disturbances of its PostgreSQL, so that what was under way is dropped.
+    stage: u64,
+    moving: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub acknowledged: u64,
+    pub failovers: u64,
+    pub longest_gap: u64,
+    pub settled_in: u64,
+}
+
+pub struct Simulation {
+    rng: StdRng,
+    weather: Weather,
+    now: u64,
+    order: u64,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    events: BTreeMap<u64, What>,
+    nodes: [Node; 2],
+    witness: Answer,
+    witness_up: bool,
+    cut: [[bool; 3]; 3],
+    next_write: u64,
+    known: Vec<u64>,
+    acknowledged_in: i64,
+    last_acknowledged_at: u64,
+    calm: bool,
+    outcome: Outcome,
+    history: Vec<String>,
+}
+
+const WITNESS: usize = 2;
+
+impl Simulation {
+    /// A new pair that doesn't know of any store yet.
+    pub fn new(seed: u64, weather: Weather) -> Self {
+        let node = |index: usize| Node {
+            up: true,
+            paused: false,
+            state: State::new(
+                Setup {
+                    me: if index == 0 { NodeId::A } else { NodeId::B },
+                    timing: Timing::FAST,
+                    witness: weather.witness,
+                    begins: index == 0,
+                },
+                Record { process: 1, ..Record::default() },
+                0,
+            ),
+            role: Role::Off,
+            wal: Vec::new(),
+            shown: None,
+            drains: false,
+            waiting: Vec::new(),
+            stage: 0,
+            moving: false,
+        };
+        let mut simulation = Self {
+            rng: StdRng::seed_from_u64(seed),
+            weather,
+            now: 0,
+            order: 0,
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            nodes: [node(0), node(1)],
+            witness: Answer { instance: 1, value: None },
+            witness_up: true,
+            cut: [[false; 3]; 3],
+            next_write: 1,
+            known: Vec::new(),
+            acknowledged_in: 0,
+            last_acknowledged_at: 0,
+            calm: true,
+            outcome: Outcome::default(),
+            history: Vec::new(),
+        };
+        simulation.at(1, What::Tick(0, 1));
+        simulation.at(37, What::Tick(1, 1));
+        simulation.at(1, What::Client);
+        simulation
+    }
+
+    /// Runs until PAIR, then through the trouble, then until both are a pair again.
+    ///
+    /// # Panics
+    /// When a rule is broken, or when the pair doesn't come back; the history is in the message.
+    pub fn run(mut self) -> Outcome {
+        let formed = self.run_until_settled(60_000);
+        assert!(formed.is_some(), "the pair never formed:\n{}", self.tale());
+        self.calm = false;
+        self.last_acknowledged_at = self.now;
+        let end = self.now + self.weather.trouble;
+        if self.weather.fault_every > 0 {
+            self.schedule_fault();
+        }
+        while self.now < end {
+            self.advance();
+        }
+        self.make_calm();
+        let settled = self.run_until_settled(120_000);
+        assert!(settled.is_some(), "the pair doesn't come back:\n{}", self.tale());
+        self.outcome.settled_in = settled.unwrap_or_default();
+        for node in &self.nodes {
+            let lost: Vec<_> = self.known.iter().filter(|write| node.wal.binary_search(write).is_err()).collect();
+            assert!(lost.is_empty(), "lost {lost:?} on {:?}:\n{}", node.state.me(), self.tale());
+        }
+        self.outcome
+    }
+
+    fn run_until_settled(&mut self, patience: u64) -> Option<u64> {
+        let began = self.now;
+        while self.now < began + patience {
+            self.advance();
+            let leader = self.nodes.iter().position(|node| node.state.may_read(self.now) && node.shown.is_some());
+            let goal = if self.weather.witness { Mode::Pair } else { Mode::Asym };
+            if let Some(leader) = leader
+                && self.nodes[leader].state.mode() == Some(goal)
+                && self.nodes[leader].state.record.intent.is_none()
+                && self.is_replicated(leader)
+                && self.nodes[1 - leader].state.record.seen == self.nodes[leader].state.record.seen
+            {
+                return Some(self.now - began);
+            }
+        }
+        None
+    }
+
+    fn make_calm(&mut self) {
+        self.calm = true;
+        self.cut = [[false; 3]; 3];
+        self.witness_up = true;
+        for node in 0..2 {
+            if self.nodes[node].paused {
+                self.resume(node);
+            }
+        }
+    }
+
+    fn at(&mut self, delay: u64, what: What) {
+        self.order += 1;
+        self.queue.push(Reverse((self.now + delay, self.order)));
+        self.events.insert(self.order, what);
+    }
+
+    fn tell(&mut self, text: String) {
+        self.history.push(format!("{:>7} {text}", self.now));
+    }
+
+    fn tale(&self) -> String {
+        let from = self.history.len().saturating_sub(120);
+        let states = self.nodes.iter().map(|node| format!("{:?} wal={} shown={:?}\n{:?}", node.role, node.wal.len(), node.shown, node.state));
+        format!("{}\nwitness {:?} up={}\n{}", self.history[from..].join("\n"), self.witness, self.witness_up, states.collect::<Vec<_>>().join("\n"))
+    }
+
+    fn chance(&mut self, thousandths: u32) -> bool {
+        self.rng.random_range(0..1000) < thousandths
+    }
+
+    /// Most messages are quick, some aren't.
+    fn delay(&mut self) -> u64 {
+        match self.rng.random_range(0..1000) {
+            0..900 => self.rng.random_range(0..3),
+            900..990 => self.rng.random_range(3..60),
+            _ if self.calm => 5,
+            _ => self.rng.random_range(60..1500),
+        }
+    }
+
+    fn advance(&mut self) {
+        let Some(Reverse((at, order))) = self.queue.pop() else { unreachable!("ticks never end") };
+        self.now = at;
+        let Some(what) = self.events.remove(&order) else { unreachable!("every time has its event") };
+        match what {
+            What::Tick(node, process) => {
+                if self.nodes[node].up && self.nodes[node].state.record.process == process {
+                    let next = 100 + self.rng.random_range(0..3);
+                    self.at(next, What::Tick(node, process));
+                    if !self.nodes[node].paused {
+                        self.report(node);
+                        self.deliver(node, Event::Tick);
+                    }
+                }
+            }
+            What::Heartbeat(to, heartbeat) => self.deliver(to, Event::Heard(heartbeat)),
+            What::Question(from, process, asked) => self.question(from, process, asked),
+            What::Reply(node, process, event) => {
+                if self.nodes[node].state.record.process == process && !self.cut[WITNESS][node] {
+                    self.deliver(node, event);
+                }
+            }
+            What::Report(node) => self.report(node),
+            What::Postgres(node, stage) => {
+                if self.nodes[node].stage == stage {
+                    self.nodes[node].moving = false;
+                    self.advance_postgres(node);
+                }
+            }
+            What::Replicate(node) => self.replicate(node),
+            What::Client => self.client(),
+            What::Fault => self.fault(),
+            What::Restart(node) => self.restart(node),
+            What::Resume(node) => self.resume(node),
+            What::Heal => self.cut = [[false; 3]; 3],
+            What::WitnessUp => self.witness_up = true,
+        }
+    }
+
+    fn deliver(&mut self, node: usize, event: Event) {
+        if !self.nodes[node].up {
+            return;
+        }
+        if self.nodes[node].paused {
+            // A socket's buffer holds only so much; what PostgreSQL is, is asked again.
+            if !matches!(event, Event::Postgres(_)) && self.nodes[node].waiting.len() < 100 {
+                self.nodes[node].waiting.push(event);
+            }
+            return;
+        }
+        let (state, actions) = step(&self.nodes[node].state, event, self.now);
+        self.nodes[node].state = state;
+        for action in actions {
+            self.perform(node, action);
+        }
+        self.start_postgres(node);
+    }
+
+    fn perform(&mut self, node: usize, action: Action) {
+        let process = self.nodes[node].state.record.process;
+        match action {
+            Action::Send(heartbeat) => {
+                let loss = if self.calm { 0 } else { self.weather.loss };
+                for _ in 0..=usize::from(!self.calm && self.chance(20)) {
+                    let delay = self.delay();
+                    if !self.cut[node][1 - node] && !self.chance(loss) {
+                        self.at(delay, What::Heartbeat(1 - node, heartbeat));
+                    }
+                }
+            }
+            Action::Ask => {
+                let delay = self.delay();
+                self.at(delay, What::Question(node, process, None));
+            }
+            Action::Swap { instance, expected, new } => {
+                let delay = self.delay();
+                self.at(delay, What::Question(node, process, Some((instance, expected, new))));
+            }
+            Action::Note(note) => self.note(node, note),
+            Action::Drain => self.nodes[node].drains = true,
+            Action::Undrain => self.nodes[node].drains = false,
+            Action::Persist(_) | Action::Pursue(_) => {}
+        }
+    }
+
+    fn note(&mut self, node: usize, note: Note) {
+        if note == Note::TakesOver {
+            self.outcome.failovers += 1;
+        }
+        let seen = self.nodes[node].state.record.seen;
+        self.tell(format!("{node}: {note:?} {seen:?}"));
+    }
+
+    fn question(&mut self, from: usize, process: u64, asked: Option<(u64, u64, Register)>) {
+        if !self.witness_up || self.cut[from][WITNESS] {
+            return;
+        }
+        let event = match asked {
+            None => Event::Read(self.witness),
+            Some((instance, expected, new)) => {
+                let applies = instance == self.witness.instance && expected == self.witness.version();
+                if applies {
+                    self.tell(format!("witness: {new:?}"));
+                    self.witness.value = Some(new);
+                }
+                let applied = SwapOutcome::Applied { instance };
+                Event::Swapped { new, outcome: if applies { applied } else { SwapOutcome::Refused(self.witness) } }
+            }
+        };
+        let delay = 1 + self.delay();
+        self.at(delay, What::Reply(from, process, event));
+    }
+
+    fn report(&mut self, node: usize) {
+        let postgres = match self.nodes[node].role {
+            Role::Off if self.nodes[node].moving => Postgres::Busy,
+            Role::Off => Postgres::Down,
+            Role::Primary { sync: false } => {
+                Postgres::Primary(Sync::Off { caught_up: self.nodes[1 - node].role == Role::Standby { receiving: true } })
+            }
+            Role::Primary { sync: true } if self.is_replicated(node) => Postgres::Primary(Sync::Confirmed),
+            Role::Primary { sync: true } => Postgres::Primary(Sync::Waiting),
+            Role::Standby { receiving } => {
+                let consistent = self.nodes[node].state.record.complete || receiving;
+                Postgres::Standby { streaming: receiving, consistent, advanced: false }
+            }
+        };
+        self.deliver(node, Event::Postgres(postgres));
+    }
+
+    fn set_role(&mut self, node: usize, role: Role) {
+        let was = self.nodes[node].role;
+        self.nodes[node].role = role;
+        if !matches!((was, role), (Role::Primary { .. }, Role::Primary { .. })) {
+            self.nodes[node].shown = None;
+            if let Role::Standby { receiving } = &mut self.nodes[1 - node].role {
+                *receiving = false;
+            }
+        }
+        self.report(node);
+    }
+
+    /// Sets out for the goal, if not under way already.
+    fn start_postgres(&mut self, node: usize) {
+        let (role, goal) = (self.nodes[node].role, self.nodes[node].state.goal);
+        let there = match (role, goal) {
+            (Role::Off, Goal::Stopped) => true,
+            (Role::Primary { sync }, Goal::Primary { sync: wanted }) => sync == wanted,
+            (Role::Standby { receiving }, Goal::Standby { .. }) => receiving,
+            _ => false,
+        };
+        if there || self.nodes[node].moving || !self.nodes[node].up {
+            return;
+        }
+        let takes = match (role, goal) {
+            (Role::Off, Goal::Primary { .. }) => self.rng.random_range(100..800),
+            (Role::Standby { .. }, Goal::Primary { .. }) => self.rng.random_range(20..125),
+            (Role::Primary { .. }, Goal::Primary { .. }) => self.rng.random_range(2..50),
+            (Role::Off, Goal::Standby { .. }) => self.rng.random_range(100..400),
+            (Role::Standby { .. }, Goal::Standby { rebuild: true }) => self.rng.random_range(1000..4000),
+            (Role::Standby { .. }, Goal::Standby { .. }) => self.rng.random_range(20..1500),
+            _ => self.rng.random_range(2..60),
+        };
+        self.nodes[node].moving = true;
+        let stage = self.nodes[node].stage;
+        self.at(takes, What::Postgres(node, stage));
+    }
+
+    fn advance_postgres(&mut self, node: usize) {
+        let (role, goal) = (self.nodes[node].role, self.nodes[node].state.goal);
+        match (role, goal) {
+            (_, Goal::Primary { sync }) => self.set_role(node, Role::Primary { sync }),
+            (Role::Off, Goal::Standby { .. }) => self.set_role(node, Role::Standby { receiving: false }),
+            (Role::Standby { receiving: false }, Goal::Standby { rebuild }) => self.receive(node, rebuild),
+            (Role::Primary { .. }, Goal::Standby { .. }) | (_, Goal::Stopped) => self.set_role(node, Role::Off),
+            (Role::Standby { receiving: true }, Goal::Standby { .. }) => {}
+        }
+        self.start_postgres(node);
+    }
+
+    fn receive(&mut self, node: usize, rebuild: bool) {
+        let linked = !self.cut[node][1 - node] && !self.cut[1 - node][node];
+        if !linked || !matches!(self.nodes[1 - node].role, Role::Primary { .. }) {
+            return;
+        }
+        let leader_wal = self.nodes[1 - node].wal.clone();
+        let me = &mut self.nodes[node];
+        if rebuild {
+            me.wal = leader_wal;
+        } else {
+            let common = me.wal.iter().zip(&leader_wal).take_while(|(a, b)| a == b).count();
+            me.wal.truncate(common);
+        }
+        me.role = Role::Standby { receiving: true };
+        self.report(node);
+        self.at(1, What::Replicate(node));
+    }
+
+    fn replicate(&mut self, node: usize) {
+        let (Role::Standby { receiving: true }, Role::Primary { .. }) = (self.nodes[node].role, self.nodes[1 - node].role) else {
+            return;
+        };
+        if self.cut[node][1 - node] || self.cut[1 - node][node] {
+            // The connection stays as long as nothing tells it otherwise; what is sent is sent again.
+            return self.at(20, What::Replicate(node));
+        }
+        let (has, wants) = (self.nodes[node].wal.len(), self.nodes[1 - node].wal.len());
+        if has != wants {
+            // What is received continues what is there: that was checked when the standby connected.
+            let new = self.nodes[1 - node].wal[has..].to_vec();
+            self.nodes[node].wal.extend(new);
+            self.at(1, What::Report(1 - node));
+        }
+        self.at(2, What::Replicate(node));
+    }
+
+    fn is_replicated(&self, node: usize) -> bool {
+        let peer = &self.nodes[1 - node];
+        peer.role == Role::Standby { receiving: true } && peer.wal.len() == self.nodes[node].wal.len()
+    }
+
+    fn commits(&self, node: usize) -> bool {
+        match self.nodes[node].role {
+            Role::Primary { sync } => !sync || self.is_replicated(node),
+            _ => false,
+        }
+    }
+
+    /// Clients try both nodes: open, read, write, and get what has committed acknowledged.
+    fn client(&mut self) {
+        for node in 0..2 {
+            if !self.nodes[node].up || self.nodes[node].paused {
+                continue;
+            }
+            self.open(node);
+            self.acknowledge(node);
+            self.read(node);
+            self.write(node);
+        }
+        self.at(5, What::Client);
+    }
+
+    fn open(&mut self, node: usize) {
+        if self.nodes[node].shown.is_none() && self.nodes[node].state.may_acknowledge(self.now) && self.commits(node) {
+            self.nodes[node].shown = Some(self.nodes[node].wal.len());
+        }
+    }
+
+    fn write(&mut self, node: usize) {
+        let me = &mut self.nodes[node];
+        if me.shown == Some(me.wal.len()) && !me.drains && me.state.may_acknowledge(self.now) {
+            me.wal.push(self.next_write);
+            self.next_write += 1;
+        }
+    }
+
+    fn acknowledge(&mut self, node: usize) {
+        let me = &self.nodes[node];
+        let Some(shown) = me.shown else { return };
+        if shown < me.wal.len() && self.commits(node) && me.state.may_acknowledge(self.now) {
+            let epoch = me.state.record.seen.map_or(0, |seen| seen.epoch);
+            assert!(epoch >= self.acknowledged_in, "{node} acknowledges in epoch {epoch}, which has ended:\n{}", self.tale());
+            self.acknowledged_in = epoch;
+            let (new, len) = (self.nodes[node].wal[shown..].to_vec(), self.nodes[node].wal.len());
+            self.outcome.acknowledged += new.len() as u64;
+            self.known.extend(new);
+            self.nodes[node].shown = Some(len);
+            if !self.calm {
+                self.outcome.longest_gap = self.outcome.longest_gap.max(self.now - self.last_acknowledged_at);
+            }
+            self.last_acknowledged_at = self.now;
+        }
+        let me = &self.nodes[node];
+        if me.drains && me.shown == Some(me.wal.len()) && me.state.handover.is_some_and(|handover| !handover.drained) {
+            self.deliver(node, Event::Drained);
+        }
+    }
+
+    fn read(&mut self, node: usize) {
+        let me = &self.nodes[node];
+        let Some(shown) = me.shown.filter(|_| me.state.may_read(self.now)) else { return };
+        // Writes are numbered in the order in which they were begun, and a later one is never known without the earlier ones before
+        // it in the same log: the newest is enough to look at, and all of them at the end.
+        if let Some(newest) = self.known.last()
+            && me.wal[..shown].binary_search(newest).is_err()
+        {
+            panic!("a read on {node} misses {newest}:\n{}", self.tale());
+        }
+        let from = self.known.last().map_or(0, |newest| me.wal[..shown].partition_point(|write| write <= newest));
+        let fresh = me.wal[from..shown].to_vec();
+        self.known.extend(fresh);
+    }
+
+    fn schedule_fault(&mut self) {
+        let delay = self.rng.random_range(1..2 * self.weather.fault_every);
+        self.at(delay, What::Fault);
+    }
+
+    fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        self.schedule_fault();
+        let node = self.rng.random_range(0..2);
+        let kind = if self.weather.pauses_only { 0 } else { self.rng.random_range(0..12) };
+        match kind {
+            0 | 1 => self.pause(node),
+            2 | 3 => self.crash(node),
+            4 => self.postgres_crash(node),
+            5 => self.cut_links(&[(node, 1 - node), (1 - node, node)]),
+            6 => self.cut_links(&[(node, 1 - node)]),
+            7 => self.cut_links(&[(node, WITNESS), (WITNESS, node)]),
+            8 => self.cut_links(&[(node, WITNESS), (WITNESS, node), (node, 1 - node), (1 - node, node)]),
+            9 => {
+                self.tell("witness down".to_owned());
+                self.witness_up = false;
+                let back = self.rng.random_range(100..8000);
+                self.at(back, What::WitnessUp);
+            }
+            10 if self.chance(300) => {
+                self.tell("witness wiped".to_owned());
+                self.witness = Answer { instance: self.witness.instance + 1, value: None };
+            }
+            10 if self.chance(300) => {
+                self.tell("copy spoilt".to_owned());
+                if let Role::Standby { receiving } = &mut self.nodes[node].role {
+                    *receiving = false;
+                }
+                self.report(node);
+                self.deliver(node, Event::RebuildNeeded);
+            }
+            10 => self.cut_links(&[(WITNESS, node)]),
+            _ => {
+                self.tell(format!("switchover asked of {node}"));
+                self.deliver(node, Event::Operator(Wish::Switchover));
+            }
+        }
+    }
+
+    fn cut_links(&mut self, links: &[(usize, usize)]) {
+        for (from, to) in links {
+            self.cut[*from][*to] = true;
+        }
+        self.tell(format!("cut {links:?}"));
+        let heals = self.rng.random_range(50..6000);
+        self.at(heals, What::Heal);
+    }
+
+    fn pause(&mut self, node: usize) {
+        if !self.nodes[node].up || self.nodes[node].paused {
+            return;
+        }
+        self.tell(format!("{node}: paused"));
+        self.nodes[node].paused = true;
+        let back = self.rng.random_range(1..self.weather.pause_max.max(2));
+        self.at(back, What::Resume(node));
+    }
+
+    fn resume(&mut self, node: usize) {
+        if self.nodes[node].up && self.nodes[node].paused {
+            self.tell(format!("{node}: resumed"));
+            self.nodes[node].paused = false;
+            for event in std::mem::take(&mut self.nodes[node].waiting) {
+                self.deliver(node, event);
+            }
+        }
+    }
+
+    fn postgres_crash(&mut self, node: usize) {
+        self.tell(format!("{node}: PostgreSQL crashed"));
+        self.nodes[node].stage += 1;
+        self.nodes[node].moving = false;
+        self.set_role(node, Role::Off);
+        self.start_postgres(node);
+    }
+
+    fn crash(&mut self, node: usize) {
+        if !self.nodes[node].up {
+            return;
+        }
+        self.tell(format!("{node}: crashed"));
+        self.nodes[node].up = false;
+        self.nodes[node].paused = false;
+        self.nodes[node].drains = false;
+        self.nodes[node].waiting.clear();
+        self.nodes[node].stage += 1;
+        self.nodes[node].moving = false;
+        self.set_role(node, Role::Off);
+        let back = self.rng.random_range(20..8000);
+        self.at(back, What::Restart(node));
+    }
+
+    fn restart(&mut self, node: usize) {
+        if self.nodes[node].up {
+            return;
+        }
+        let mut record = self.nodes[node].state.record;
+        record.process += 1;
+        let setup = self.nodes[node].state.setup;
+        self.nodes[node].up = true;
+        self.nodes[node].state = State::new(setup, record, self.now);
+        self.tell(format!("{node}: restarted, {:?}", record.seen));
+        self.at(1, What::Tick(node, record.process));
+    }
+}
