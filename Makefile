@@ -11,7 +11,7 @@ DUET := $(CARGO_TARGET_DIR)/release/duet
 # Flags for `duet dev`: make run FLAGS="--data-dir /srv/duet".
 FLAGS ?=
 
-.PHONY: help run build install test lint test-rust test-go test-postgres test-long bench clean
+.PHONY: help run build install test lint test-rust test-go test-postgres test-pair test-long bench clean
 
 help:
 	@echo "make run        install what is missing, build, and run: duet dev"
@@ -19,6 +19,7 @@ help:
 	@echo "make install    copy it to /usr/local/bin (PREFIX=/usr/local)"
 	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
 	@echo "make test-postgres  what touches PostgreSQL, against 16, 17 and 18"
+	@echo "make test-pair  thousands of seeds and millions of states for the pair's state machine"
 	@echo "make test-long  the long ones: Kubernetes' storage suites, a real API server, a whole control plane"
 	@echo "make bench      criterion's benchmarks, and Duet beside etcd"
 
@@ -53,6 +54,11 @@ test-go: build
 test-postgres:
 	@scripts/setup.sh postgres
 	tests/tools/test-postgres.sh
+
+# `make test` runs the same with fewer seeds and states.
+test-pair:
+	@scripts/setup.sh test
+	DUET_SEEDS=3000 DUET_MODEL_STATES=400000 cargo test --locked --test pair_model --test pair_simulation
 
 test-long: build
 	DUET_BIN=$(DUET) tests/conformance/run.sh storage136 storage134 apiserver controlplane

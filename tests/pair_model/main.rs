@@ -181,7 +181,11 @@ fn a_witness_that_hides_its_restore_is_noticed() {
 
 #[test]
 fn opening_before_the_peer_has_confirmed_is_noticed() {
-    assert_noticed(Mutation::OpensUnconfirmed, Pair { budget: Budget { postgres_crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+    use Happening::*;
+    // A write that the peer hasn't got is shown by a PostgreSQL that was started again.
+    let prefix = &[CutOneWay(1), Write(0), PostgresCrash(0)];
+    let budget = Budget { postgres_crashes: 1, cuts: 1, ..NONE };
+    assert_noticed(Mutation::OpensUnconfirmed, Pair { budget, prefix, ..PAIR });
 }
 
 #[test]
@@ -192,6 +196,10 @@ fn promoting_a_copy_that_is_not_whole_is_noticed() {
 #[test]
 fn forgetting_that_asym_was_agreed_is_noticed() {
     let budget = Budget { crashes: 1, cuts: 1, ticks: 12, ..NONE };
-    let prefix = &[Happening::CutWitness(0), Happening::Crash(1), Happening::Restart(1)];
-    assert_noticed(Mutation::ForgetsAsym, Pair { mode: Mode::Asym, budget: Budget { cuts: 2, ..budget }, prefix, mutation: None });
+    use Happening::*;
+    let prefix = &[CutWitness(0), Crash(1), Restart(1), CutOneWay(1)];
+    assert_noticed(
+        Mutation::ForgetsAsym,
+        Pair { mode: Mode::Asym, budget: Budget { cuts: 2, ..budget }, prefix, mutation: None },
+    );
 }

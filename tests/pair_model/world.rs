@@ -8,7 +8,8 @@
 use std::hash::{Hash, Hasher};
 
 use duet::supervisor::fsm::{
-    Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Postgres, Record, Register, Setup, State, SwapOutcome, Sync, Timing, Wish, step,
+    Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Postgres, Record, Register, Setup, State, SwapOutcome, Sync,
+    Timing, Wish, step,
 };
 
 /// One tick is one heartbeat interval; everything else keeps its proportions.
@@ -305,7 +306,11 @@ impl World {
             SwapArrives(index, answered) => world.swap_arrives(index, answered),
             RestoreWitness => {
                 world.budget.restores -= 1;
-                let instance = if world.mutation == Some(Mutation::HidesRestore) { world.witness.instance } else { world.witness.instance + 1 };
+                let instance = if world.mutation == Some(Mutation::HidesRestore) {
+                    world.witness.instance
+                } else {
+                    world.witness.instance + 1
+                };
                 world.witness = Answer { instance, value: world.copy.value };
             }
             Switchover(node) => {
@@ -483,7 +488,8 @@ impl World {
         if self.cuts.to[node] || self.cuts.to[1 - node] || !self.nodes[1 - node].up {
             return;
         }
-        if matches!((self.nodes[node].role, self.nodes[1 - node].role), (Role::Standby { receiving: true }, Role::Primary { .. })) {
+        if matches!((self.nodes[node].role, self.nodes[1 - node].role), (Role::Standby { receiving: true }, Role::Primary { .. }))
+        {
             self.nodes[node].wal = self.nodes[1 - node].wal.clone();
         }
     }
@@ -587,10 +593,7 @@ impl World {
             }
             Some(Mutation::ForgetsPair) => state.record.intent = None,
             Some(Mutation::GrantsWhileTakingOver) if state.pending.is_some() => {
-                state.granted = state.peer.map(|peer| Grant {
-                    process: peer.heartbeat.process,
-                    sent_at: peer.heartbeat.sent_at,
-                });
+                state.granted = state.peer.map(|peer| Grant { process: peer.heartbeat.process, sent_at: peer.heartbeat.sent_at });
                 state.promised_until = 0;
             }
             Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => state.record.complete = true,

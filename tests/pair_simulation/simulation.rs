@@ -7,8 +7,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use duet::supervisor::fsm::{
-    Action, Answer, Event, Goal, Heartbeat, Mode, NodeId, Note, Postgres, Record, Register, Setup, State, SwapOutcome, Sync, Timing,
-    Wish, step,
+    Action, Answer, Event, Goal, Heartbeat, Mode, NodeId, Note, Postgres, Record, Register, Setup, State, SwapOutcome, Sync,
+    Timing, Wish, step,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -220,8 +220,17 @@ impl Simulation {
 
     fn tale(&self) -> String {
         let from = self.history.len().saturating_sub(120);
-        let states = self.nodes.iter().map(|node| format!("{:?} wal={} shown={:?}\n{:?}", node.role, node.wal.len(), node.shown, node.state));
-        format!("{}\nwitness {:?} up={}\n{}", self.history[from..].join("\n"), self.witness, self.witness_up, states.collect::<Vec<_>>().join("\n"))
+        let states = self
+            .nodes
+            .iter()
+            .map(|node| format!("{:?} wal={} shown={:?}\n{:?}", node.role, node.wal.len(), node.shown, node.state));
+        format!(
+            "{}\nwitness {:?} up={}\n{}",
+            self.history[from..].join("\n"),
+            self.witness,
+            self.witness_up,
+            states.collect::<Vec<_>>().join("\n")
+        )
     }
 
     fn chance(&mut self, thousandths: u32) -> bool {

@@ -231,7 +231,8 @@ impl Step {
     /// What was asked of the witness by an earlier process of this node may be granted late, when the copy isn't whole any more. The
     /// peer has everything then, because nobody has led since.
     fn return_ownership(&mut self) {
-        let gift = Register { version: self.next_version(), epoch: self.epoch() + 1, owner: self.state.me().peer(), mode: Mode::Solo };
+        let gift =
+            Register { version: self.next_version(), epoch: self.epoch() + 1, owner: self.state.me().peer(), mode: Mode::Solo };
         self.adopt(gift, None);
     }
 
@@ -285,7 +286,8 @@ impl Step {
 
     /// A version that nobody has used.
     pub(super) fn next_version(&mut self) -> u64 {
-        self.state.issued = self.state.issued.max(self.state.record.version()).max(self.state.answer.map_or(0, |a| a.version())) + 1;
+        self.state.issued =
+            self.state.issued.max(self.state.record.version()).max(self.state.answer.map_or(0, |a| a.version())) + 1;
         self.state.issued
     }
 
