@@ -378,6 +378,30 @@ async fn a_session_that_ends_in_the_middle_of_a_recovery_is_an_error_not_a_short
 }
 
 #[tokio::test]
+async fn a_read_from_a_server_that_stands_still_is_an_error_in_time_not_a_wait_without_end() {
+    let database = Database::new().await;
+    let client = database.client().await;
+    let options = PgOptions::local(database.config.clone()).unwrap().with_read_deadline(Duration::from_secs(1));
+    let log = PgLog::new(options).unwrap();
+    let mut writer = acquire(&log).await;
+    writer.append(one(2)).await.unwrap();
+    let reader = log.reader();
+    assert_eq!(reader.values(vec![Rev::new(2, 0)]).await.unwrap().len(), 1);
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'duet reader' AND datname = current_database()";
+    let pid: i32 = client.query_one(sql, &[]).await.unwrap().get(0);
+
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    let values = tokio::time::timeout(Duration::from_secs(60), reader.values(vec![Rev::new(2, 0)])).await.expect("bounded");
+    assert!(matches!(&values, Err(LogError::Unavailable(why)) if why.contains("no answer")), "{values:?}");
+    let rows = tokio::time::timeout(Duration::from_secs(60), reader.rows(2, 2, 1 << 20)).await.expect("bounded");
+    assert!(matches!(&rows, Err(LogError::Unavailable(_))), "{rows:?}");
+
+    kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    assert_eq!(reader.rows(2, 2, 1 << 20).await.unwrap().rows.len(), 1, "the session goes on with it");
+    writer.close().await;
+}
+
+#[tokio::test]
 async fn pages_of_the_log_hold_whole_revisions_and_end_early_only_at_the_byte_limit() {
     let database = Database::new().await;
     let log = log(&database.config);

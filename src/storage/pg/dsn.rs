@@ -14,6 +14,8 @@ use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 const READERS_MAX: usize = 8;
+/// Longer than the server's own limit for a reader's statement, which says more.
+const READ_DEADLINE: Duration = Duration::from_secs(35);
 
 /// How to reach the database.
 #[derive(Clone)]
@@ -23,6 +25,8 @@ pub struct PgOptions {
     pub(super) tls: MakeRustlsConnect,
     /// Sessions for reads, at most.
     pub(super) readers_max: usize,
+    /// How long a read waits for an answer.
+    pub(super) read_deadline: Duration,
 }
 
 /// What is wrong with a connection string. Never shows the password.
@@ -66,6 +70,12 @@ enum Mode {
 }
 
 impl PgOptions {
+    /// Lets reads wait this long for an answer instead.
+    #[must_use]
+    pub fn with_read_deadline(self, read_deadline: Duration) -> Self {
+        Self { read_deadline, ..self }
+    }
+
     /// Over a connection that needs no TLS: a PostgreSQL of one's own, through its socket.
     pub fn local(config: tokio_postgres::Config) -> Result<Self, DsnError> {
         Self::build(config, Mode::Disable, &Files::default())
@@ -121,7 +131,12 @@ impl PgOptions {
         if config.get_application_name().is_none() {
             config.application_name("duet");
         }
-        Ok(Self { config, tls: MakeRustlsConnect::new(client_config(mode, files)?), readers_max: READERS_MAX })
+        Ok(Self {
+            config,
+            tls: MakeRustlsConnect::new(client_config(mode, files)?),
+            readers_max: READERS_MAX,
+            read_deadline: READ_DEADLINE,
+        })
     }
 }
 

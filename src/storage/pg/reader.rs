@@ -64,17 +64,25 @@ impl PgReader {
         })
     }
 
+    /// Bounds the wait for a server that stands still: `statement_timeout` is kept by the server alone.
+    async fn answered<T>(&self, answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+        let deadline = self.options.read_deadline;
+        tokio::time::timeout(deadline, answer)
+            .await
+            .unwrap_or_else(|_| Err(LogError::Unavailable(format!("no answer from PostgreSQL within {deadline:?}"))))
+    }
+
     /// The present writer's client URLs; None when no session holds the writer's lock.
     pub async fn leader(&self) -> Result<Option<Vec<String>>, LogError> {
         let client = self.client().await?;
         let sql = "SELECT advertise FROM duet.meta WHERE EXISTS (SELECT FROM pg_locks l, pg_database d \
             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database() AND d.oid = l.database \
             AND l.classid::bigint << 32 | l.objid::bigint = $1)";
-        let found = match client.prepare_cached(sql).await {
-            Ok(statement) => client.query_opt(&statement, &[&super::WRITER_LOCK]).await,
-            Err(error) => Err(error),
+        let found = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query_opt(&statement, &[&super::WRITER_LOCK]).await
         };
-        match found {
+        match self.answered(async { Ok(found.await) }).await? {
             Ok(row) => Ok(row.map(|row| row.get(0))),
             // No schema: nobody ever wrote.
             Err(e) if [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].iter().any(|s| e.code() == Some(s)) => Ok(None),
@@ -124,7 +132,8 @@ impl PgReader {
         let mut after = Rev::new(from, -1);
         loop {
             // A revision that goes on beyond the limit is completed in steps of a decent size.
-            let (rows, more) = self.chunk(after, to, (max_bytes - page.bytes).max(STATEMENT_BYTES_MIN)).await?;
+            let limit = (max_bytes - page.bytes).max(STATEMENT_BYTES_MIN);
+            let (rows, more) = self.answered(self.chunk(after, to, limit)).await?;
             after = rows.last().map_or(after, |row| row.rev);
             if page.add(rows, max_bytes) {
                 return Ok(RowsPage { rows: page.rows, more: true });
@@ -162,7 +171,7 @@ impl Page {
 
 impl Reader for PgReader {
     fn values(&self, revs: Vec<Rev>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, LogError>> {
-        Box::pin(async move { self.values_of(&revs).await })
+        Box::pin(async move { self.answered(self.values_of(&revs)).await })
     }
 
     fn rows(&self, from: Revision, to: Revision, max_bytes: usize) -> BoxFuture<'_, Result<RowsPage, LogError>> {
@@ -170,7 +179,10 @@ impl Reader for PgReader {
     }
 
     fn delete(&self, epoch: Epoch, revs: Vec<Rev>) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(async move { compact::delete(&self.client().await?, epoch, &revs).await })
+        Box::pin(async move {
+            let client = self.client().await?;
+            self.answered(compact::delete(&client, epoch, &revs)).await
+        })
     }
 
     fn disk_usage(&self) -> BoxFuture<'_, Result<DiskUsage, LogError>> {
@@ -178,8 +190,11 @@ impl Reader for PgReader {
             let client = self.client().await?;
             let sql = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c \
                 JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'duet' AND c.relkind = 'r'";
-            let statement = client.prepare_cached(sql).await.map_err(unavailable)?;
-            let found = client.query_one(&statement, &[]).await.map_err(unavailable)?;
+            let found = async {
+                let statement = client.prepare_cached(sql).await.map_err(unavailable)?;
+                client.query_one(&statement, &[]).await.map_err(unavailable)
+            };
+            let found = self.answered(found).await?;
             Ok(DiskUsage { total: found.try_get(0).map_err(unavailable)? })
         })
     }
