@@ -12,7 +12,8 @@
 //! | [`storage`] | the log behind a trait: PostgreSQL, and memory for tests |
 //! | [`engine`] | the one writer task; wires the pure modules to storage; recovery |
 //! | [`etcdserver`] | the façade: etcd's gRPC services over the engine |
-//! | [`supervisor`] | runs the PostgreSQL of a node's own |
+//! | [`supervisor`] | runs the PostgreSQL of a node's own; `fsm` P: who of a pair leads |
+//! | [`witness`] | the pair's third party: durable registers with compare-and-swap |
 //! | [`proto`] | the generated wire types |
 //! | [`net`] | listeners, TLS and its reload, HTTP beside gRPC, graceful shutdown |
 //! | [`cli`] | the subcommands |
@@ -33,3 +34,4 @@ pub mod supervisor;
 pub mod telemetry;
 pub mod types;
 pub mod watch;
+pub mod witness;
