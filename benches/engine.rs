@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use duet::lease::Lessor;
-use duet::mvcc::{CountMode, Event, Loaded, RevisionEvents, Store, StoreOptions, range};
+use duet::mvcc::{CountMode, Event, Loaded, RangeScan, RevisionEvents, Store, StoreOptions, range};
 use duet::proto::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use duet::proto::etcdserverpb::request_op::Request;
 use duet::proto::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
@@ -100,6 +100,15 @@ fn ranges(criterion: &mut Criterion) {
         range_end: Bytes::from_static(b"/registry0"),
         ..Default::default()
     };
+    group.bench_function("10,000 keys in steps of 1,000", |bencher| {
+        bencher.iter(|| {
+            let mut scan = RangeScan::begin(&store, &everything, CountMode::Total).expect("a range begins");
+            while !scan.is_done() {
+                scan.step(&store, &Loaded::new(), 1000).expect("nothing is compacted");
+            }
+            black_box(scan.finish().expect("a range succeeds"))
+        });
+    });
     let cases = [
         ("one key", RangeRequest { key: key(77), ..Default::default() }),
         ("10,000 keys", everything.clone()),

@@ -296,6 +296,45 @@ async fn values_beyond_the_budget_are_read_back() {
     assert_eq!(engine.hash_kv(0).await.unwrap().hash_revision, 52);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_list_shows_one_revision_while_writes_and_compactions_go_on() {
+    let (engine, _) = engine().await;
+    for n in 0..50 {
+        let puts = (0..50).map(|m| RequestOp { request: Some(Request::RequestPut(put(&format!("k{n:02}{m:02}"), "v"))) });
+        engine.txn(TxnRequest { success: puts.collect(), ..Default::default() }).await.unwrap();
+    }
+    // The first and the last key always change together.
+    let writer = tokio::spawn({
+        let engine = engine.clone();
+        async move {
+            for n in 0.. {
+                let puts = ["a", "z"].map(|key| RequestOp { request: Some(Request::RequestPut(put(key, &n.to_string()))) });
+                let done = engine.txn(TxnRequest { success: puts.into(), ..Default::default() }).await.unwrap();
+                if n % 10 == 0 {
+                    engine.compact(done.header.unwrap().revision, false).await.unwrap();
+                }
+            }
+        }
+    });
+    until("the writer writes", async || value_of(&engine, "z").await.is_some()).await;
+    let mut overtaken = 0;
+    let begun = tokio::time::Instant::now();
+    while overtaken < 5 {
+        assert!(begun.elapsed() < PATIENCE, "writes hardly go on while lists are collected: {overtaken} lists overtaken");
+        let list = engine.range(&everything()).await.unwrap();
+        let (first, last) = (list.kvs.first().unwrap(), list.kvs.last().unwrap());
+        assert_eq!(
+            (first.key.as_ref(), last.key.as_ref(), list.kvs.len(), list.count),
+            (b"a".as_ref(), b"z".as_ref(), 2502, 2502)
+        );
+        assert_eq!((&first.value, first.mod_revision), (&last.value, last.mod_revision));
+        let revision = list.header.unwrap().revision;
+        assert!(first.mod_revision <= revision && revision <= engine.revision());
+        overtaken += usize::from(engine.revision() > revision);
+    }
+    writer.abort();
+}
+
 #[tokio::test]
 async fn a_physical_compaction_returns_when_the_rows_are_gone() {
     let (engine, log) = engine().await;

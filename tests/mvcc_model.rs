@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use duet::mvcc::{
-    CountMode, EvalError, Evaluated, Evaluator, HashScope, LeaseLookup, Loaded, ReadView, Store, StoreOptions, range,
+    CountMode, EvalError, Evaluated, Evaluator, HashScope, LeaseLookup, Loaded, RangeScan, ReadView, Store, StoreOptions, range,
 };
 use duet::proto::etcdserverpb::request_op::Request;
 use duet::proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest};
@@ -289,6 +289,31 @@ impl Pair {
         }
     }
 
+    /// Collects a range in steps of `keys_max` keys and plays `between` meanwhile, two after each step.
+    fn scan(&mut self, request: &RangeRequest, keys_max: usize, between: &[Op]) {
+        let expected = self.naive.range(request);
+        let whole = with_values(&self.naive.rows, |loaded| range(&self.store, request, CountMode::Total, loaded));
+        let loaded = self.naive.rows.iter().filter_map(|row| Some((row.rev, row.value.clone()?))).collect();
+        let at = if request.revision <= 0 { self.naive.current() } else { request.revision };
+        let mut scan = match RangeScan::begin(&self.store, request, CountMode::Total) {
+            Ok(scan) => scan,
+            Err(error) => return assert_eq!(Some(error), expected.err(), "{request:?}"),
+        };
+        let mut between = between.iter();
+        while !scan.is_done() {
+            let passed = self.naive.compacted.is_some_and(|compacted| compacted > at);
+            match scan.step(&self.store, &loaded, keys_max) {
+                Ok(()) => assert!(!passed, "a compaction to {:?} has passed revision {at}", self.naive.compacted),
+                Err(error) => return assert_eq!((error, passed), (EvalError::Compacted, true), "{request:?}"),
+            }
+            between.by_ref().take(2).for_each(|op| self.play(op));
+        }
+        let mut answer = scan.finish().expect("all values are loaded");
+        assert_eq!(answer, whole.expect("what can begin can be answered"), "{request:?}");
+        answer.header = None;
+        assert_eq!(answer, expected.expect("what can begin can be answered"), "{request:?}");
+    }
+
     /// What recovery builds from the stored rows is the live store.
     fn recovered(&self) -> Store {
         let compacted = self.naive.compacted.unwrap_or(-1);
@@ -365,6 +390,19 @@ proptest! {
         }
         prop_assert_eq!(recovered.in_use_bytes(), pair.store.in_use_bytes());
         prop_assert_eq!(recovered.indexed_key_count(), pair.store.indexed_key_count());
+    }
+
+    #[test]
+    fn a_range_collected_in_steps_is_the_whole_one_of_its_beginning_whatever_is_published_meanwhile(
+        ops in proptest::collection::vec(op(), 1..40),
+        scans in proptest::collection::vec((request(), 1..4usize, proptest::collection::vec(op(), 0..16)), 1..8),
+    ) {
+        let mut pair = Pair::new();
+        ops.iter().for_each(|op| pair.play(op));
+        for (mut request, keys_max, between) in scans {
+            request.revision = if request.revision <= 0 { 0 } else { pair.naive.current() - request.revision };
+            pair.scan(&request, keys_max, &between);
+        }
     }
 
     #[test]

@@ -7,13 +7,19 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Engine, Error, ReadRight, Role, Shared};
-use crate::mvcc::{CountMode, EvalError, Evaluator, LeaseLookup, Loaded, ReadView, is_read_only, is_serializable, range};
+use crate::mvcc::{
+    CountMode, EvalError, Evaluator, LeaseLookup, Loaded, RangeScan, ReadView, is_read_only, is_serializable, range,
+};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::sequencer::{Command, Reply};
 use crate::types::{LeaseId, Rev};
 
 /// How many rounds of reading values back one request may take: each round ends only because history moved on under it.
 const ROUNDS_MAX: usize = 8;
+/// How many keys a range looks at under one hold of the store: a publish waits for that many, not for the whole list.
+const KEYS_PER_STEP: usize = 1000;
+/// How often a range is collected in steps; when compactions have overtaken each of them, it is taken whole.
+const SCANS_MAX: usize = 3;
 /// How many values are asked for at once.
 const VALUES_PER_READ: usize = 512;
 /// Values of at most so many keys are put back into memory after a read: a list of everything must not push out what is in use.
@@ -68,16 +74,21 @@ impl Engine {
         let shared = &self.shared;
         shared.refuse_unrecovered()?;
         shared.metrics.mvcc.range_total.inc();
-        let first = range(&*shared.store.read(), request, count_mode, &Loaded::new());
-        if let Ok(response) = &first {
-            shared.metrics.value_cache.hits_total.inc_by(response.kvs.len() as u64);
-        }
-        match first {
-            Err(EvalError::NeedValues(revs)) => {
-                self.reread(revs, |store, loaded| range(store, request, count_mode, loaded), |response| &response.kvs).await
+        let mut loaded = Loaded::new();
+        for _ in 0..=ROUNDS_MAX {
+            match shared.collect_range(request, count_mode, &loaded).await {
+                Err(EvalError::NeedValues(revs)) => shared.load_missing(revs, &mut loaded).await?,
+                decided => {
+                    let response = decided?;
+                    if loaded.is_empty() {
+                        shared.metrics.value_cache.hits_total.inc_by(response.kvs.len() as u64);
+                    }
+                    shared.admit(&response.kvs, &loaded);
+                    return Ok(response);
+                }
             }
-            decided => Ok(decided?),
         }
+        Err(outrun())
     }
 
     /// Txn. A read-only one is answered from the published state (after a barrier unless all its ranges are serializable), any other
@@ -96,36 +107,20 @@ impl Engine {
             self.read_barrier().await?;
         }
         self.shared.refuse_unrecovered()?;
-        let evaluate = |store: &crate::mvcc::Store, loaded: &Loaded| Evaluator::new(store, &NoLeases, loaded).txn(&request);
-        let first = evaluate(&self.shared.store.read(), &Loaded::new());
-        match first {
-            Err(EvalError::NeedValues(revs)) => Ok(self.reread(revs, evaluate, |_| &[]).await?.response),
-            decided => Ok(decided?.response),
-        }
-    }
-
-    /// Evaluates again and again with more values read back, until nothing is missing.
-    async fn reread<T>(
-        &self,
-        mut missing: Vec<Rev>,
-        evaluate: impl Fn(&crate::mvcc::Store, &Loaded) -> Result<T, EvalError>,
-        kvs: impl Fn(&T) -> &[crate::proto::mvccpb::KeyValue],
-    ) -> Result<T, Error> {
         let mut loaded = Loaded::new();
-        for _ in 0..ROUNDS_MAX {
-            loaded.extend(self.shared.load_values(missing).await?);
-            let again = evaluate(&self.shared.store.read(), &loaded);
-            match again {
-                Err(EvalError::NeedValues(revs)) => missing = revs.into_iter().filter(|rev| !loaded.contains_key(rev)).collect(),
-                Ok(response) => {
-                    self.shared.admit(kvs(&response), &loaded);
-                    return Ok(response);
-                }
-                Err(error) => return Err(error.into()),
+        for _ in 0..=ROUNDS_MAX {
+            let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).txn(&request);
+            match evaluated {
+                Err(EvalError::NeedValues(revs)) => self.shared.load_missing(revs, &mut loaded).await?,
+                decided => return Ok(decided?.response),
             }
         }
-        Err(Error::Storage("history moved on faster than values could be read back".into()))
+        Err(outrun())
     }
+}
+
+fn outrun() -> Error {
+    Error::Storage("history moved on faster than values could be read back".into())
 }
 
 impl Shared {
@@ -154,6 +149,51 @@ impl Shared {
             }
             tokio::time::sleep(CONFIRM_RETRY).await;
         }
+    }
+
+    /// Collects a range. A large one lets writes in between its steps, and is all the same of one revision.
+    async fn collect_range(
+        &self,
+        request: &RangeRequest,
+        count_mode: CountMode,
+        loaded: &Loaded,
+    ) -> Result<RangeResponse, EvalError> {
+        for _ in 0..SCANS_MAX {
+            if let Some(response) = self.scan_range(request, count_mode, loaded).await? {
+                return Ok(response);
+            }
+        }
+        range(&*self.store.read(), request, count_mode, loaded)
+    }
+
+    /// `None` when a compaction passed the revision while the range was being collected.
+    async fn scan_range(
+        &self,
+        request: &RangeRequest,
+        count_mode: CountMode,
+        loaded: &Loaded,
+    ) -> Result<Option<RangeResponse>, EvalError> {
+        let mut scan = {
+            let store = self.store.read();
+            let mut scan = RangeScan::begin(&*store, request, count_mode)?;
+            scan.step(&*store, loaded, KEYS_PER_STEP)?;
+            scan
+        };
+        while !scan.is_done() {
+            tokio::task::yield_now().await;
+            match scan.step(&*self.store.read(), loaded, KEYS_PER_STEP) {
+                Err(EvalError::Compacted) => return Ok(None),
+                stepped => stepped?,
+            }
+        }
+        scan.finish().map(Some)
+    }
+
+    /// Reads back those of the values that aren't loaded yet.
+    async fn load_missing(&self, revs: Vec<Rev>, loaded: &mut Loaded) -> Result<(), Error> {
+        let missing = revs.into_iter().filter(|rev| !loaded.contains_key(rev)).collect();
+        loaded.extend(self.load_values(missing).await?);
+        Ok(())
     }
 
     /// Reads these values back. Places that are gone (compacted meanwhile) are left out: the caller's next evaluation, which sees the

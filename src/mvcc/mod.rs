@@ -17,7 +17,7 @@ mod view;
 pub use event::{Event, RevisionEvents};
 pub use hash::{HashScope, HashStep};
 pub use overlay::Overlay;
-pub use range::{CountMode, has_revision_filters, key_value, range};
+pub use range::{CountMode, RangeScan, has_revision_filters, key_value, range};
 pub use store::{Store, StoreOptions, SweepStep};
 pub use txn::{Evaluated, Evaluator, LeaseLookup, is_read_only, is_serializable};
 pub use view::{EvalError, Layered, Loaded, ReadView, Value, Version};

@@ -8,7 +8,7 @@ use super::view::{EvalError, Loaded, ReadView, Value, Version};
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
 use crate::proto::mvccpb::KeyValue;
-use crate::types::{KeyRange, Rev};
+use crate::types::{KeyRange, Rev, Revision};
 
 /// What `count` says when a limit cuts the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,60 +29,140 @@ pub fn range<V: ReadView + ?Sized>(
     count_mode: CountMode,
     loaded: &Loaded,
 ) -> Result<RangeResponse, EvalError> {
-    let current = view.current();
-    if request.revision > current {
-        return Err(EvalError::FutureRevision);
-    }
-    let at = if request.revision <= 0 { current } else { request.revision };
-    if at < view.compacted() {
-        return Err(EvalError::Compacted);
-    }
-    let keys = KeyRange::new(request.key.clone(), request.range_end.clone());
-    let header = Some(ResponseHeader { revision: current, ..Default::default() });
-    if request.count_only {
-        let count = count_live(view, &keys, at);
-        return Ok(RangeResponse { header, count, ..Default::default() });
-    }
-    let read_limit = read_limit(request);
-    let mut collector = Collector::new(request, loaded, read_limit);
-    let mut count: i64 = 0;
-    let _ = view.visit(&keys, at, &mut |key, version| {
-        if version.is_tombstone() {
-            return ControlFlow::Continue(());
-        }
-        if count < read_limit {
-            collector.take(key, version);
-        } else if count_mode == CountMode::AsRead {
-            return ControlFlow::Break(());
-        }
-        count += 1;
-        ControlFlow::Continue(())
-    });
-    let mut kvs = collector.finish()?;
-    filter(&mut kvs, request);
-    sort(&mut kvs, request);
-    let more = request.limit > 0 && kvs.len() as u64 > request.limit.unsigned_abs();
-    if more {
-        kvs.truncate(usize::try_from(request.limit).unwrap_or(usize::MAX));
-    }
-    if request.keys_only {
-        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
-    }
-    Ok(RangeResponse { header, kvs, more, count })
+    let mut scan = RangeScan::begin(view, request, count_mode)?;
+    scan.step(view, loaded, usize::MAX)?;
+    scan.finish()
 }
 
-fn count_live<V: ReadView + ?Sized>(view: &V, keys: &KeyRange, at: i64) -> i64 {
-    let mut count = 0;
-    let _ = view.visit(keys, at, &mut |_, version| {
-        count += i64::from(!version.is_tombstone());
-        ControlFlow::Continue(())
-    });
-    count
+/// A range that is collected in steps, so that what is read may change between them.
+///
+/// The beginning fixes the revision: the answer is the one that [`range`] would have given then, whatever is published meanwhile, because
+/// history stays readable down to the compact revision. A compaction that passes the revision ends the scan.
+#[derive(Debug)]
+pub struct RangeScan<'r> {
+    request: &'r RangeRequest,
+    at: Revision,
+    /// The newest revision at the beginning, for the header.
+    current: Revision,
+    read_limit: i64,
+    /// Whether keys beyond what is read are counted.
+    counts_rest: bool,
+    /// etcd answers keys_only from its index, which knows no leases, unless it has to sort by value.
+    index_only: bool,
+    /// What hasn't been visited yet; `None` when nothing is left to do.
+    rest: Option<KeyRange>,
+    count: i64,
+    kvs: Vec<KeyValue>,
+    /// The places of those values that aren't at hand.
+    missing: Vec<Rev>,
 }
 
-/// How many keys are read before filters and sorting: one more than the limit, to know whether there is more; all of them when the
-/// order or a filter has to see everything first.
+impl<'r> RangeScan<'r> {
+    /// Fixes the revision; visits nothing yet.
+    ///
+    /// # Errors
+    /// `FutureRevision`, `Compacted`.
+    pub fn begin<V: ReadView + ?Sized>(view: &V, request: &'r RangeRequest, count_mode: CountMode) -> Result<Self, EvalError> {
+        let current = view.current();
+        if request.revision > current {
+            return Err(EvalError::FutureRevision);
+        }
+        let at = if request.revision <= 0 { current } else { request.revision };
+        if at < view.compacted() {
+            return Err(EvalError::Compacted);
+        }
+        let read_limit = read_limit(request);
+        let expected = if request.range_end.is_empty() { 1 } else { usize::try_from(read_limit).unwrap_or(usize::MAX).min(1024) };
+        Ok(Self {
+            request,
+            at,
+            current,
+            read_limit,
+            counts_rest: request.count_only || count_mode == CountMode::Total,
+            index_only: request.keys_only && request.sort_target != SortTarget::Value as i32,
+            rest: Some(KeyRange::new(request.key.clone(), request.range_end.clone())),
+            count: 0,
+            kvs: Vec::with_capacity(expected),
+            missing: Vec::new(),
+        })
+    }
+
+    /// Visits up to `keys_max` more keys that had begun by the scan's revision, deleted ones included. `view` is later than, or the same
+    /// as, in the steps before.
+    ///
+    /// # Errors
+    /// `Compacted` when a compaction has passed the scan's revision.
+    pub fn step<V: ReadView + ?Sized>(&mut self, view: &V, loaded: &Loaded, keys_max: usize) -> Result<(), EvalError> {
+        if self.at < view.compacted() {
+            return Err(EvalError::Compacted);
+        }
+        let Some(keys) = self.rest.take() else { return Ok(()) };
+        let mut visited = 0;
+        let _ = view.visit(&keys, self.at, &mut |key, version| {
+            if visited == keys_max {
+                self.rest = Some(KeyRange::new(key.clone(), self.request.range_end.clone()));
+                return ControlFlow::Break(());
+            }
+            visited += 1;
+            if version.is_tombstone() {
+                return ControlFlow::Continue(());
+            }
+            if self.count < self.read_limit {
+                self.take(key, version, loaded);
+            } else if !self.counts_rest {
+                return ControlFlow::Break(());
+            }
+            self.count += 1;
+            ControlFlow::Continue(())
+        });
+        Ok(())
+    }
+
+    /// Whether every key has been visited that the answer needs.
+    pub fn is_done(&self) -> bool {
+        self.rest.is_none()
+    }
+
+    /// The answer, once the scan is done: filters, sorts and cuts what was collected.
+    ///
+    /// # Errors
+    /// `NeedValues` with all values that were neither in memory nor in `loaded`.
+    pub fn finish(self) -> Result<RangeResponse, EvalError> {
+        debug_assert!(self.is_done(), "an unfinished scan has no answer");
+        if !self.missing.is_empty() {
+            return Err(EvalError::NeedValues(self.missing));
+        }
+        let Self { request, mut kvs, count, .. } = self;
+        filter(&mut kvs, request);
+        sort(&mut kvs, request);
+        let more = request.limit > 0 && kvs.len() as u64 > request.limit.unsigned_abs();
+        if more {
+            kvs.truncate(usize::try_from(request.limit).unwrap_or(usize::MAX));
+        }
+        if request.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        let header = Some(ResponseHeader { revision: self.current, ..Default::default() });
+        Ok(RangeResponse { header, kvs, more, count })
+    }
+
+    fn take(&mut self, key: &Bytes, version: &Version, loaded: &Loaded) {
+        let value = if self.index_only { Some(Bytes::new()) } else { value_of(version, loaded) };
+        let Some(value) = value else {
+            self.missing.push(version.rev);
+            return;
+        };
+        let lease = if self.index_only { 0 } else { version.lease };
+        self.kvs.push(KeyValue { lease, ..key_value(key, version, value) });
+    }
+}
+
+/// How many keys are read before filters and sorting: none when only their number is asked for; one more than the limit, to know whether
+/// there is more; all of them when the order or a filter has to see everything first.
 fn read_limit(request: &RangeRequest) -> i64 {
+    if request.count_only {
+        return 0;
+    }
     let in_key_order = request.sort_order == SortOrder::None as i32
         || (request.sort_target == SortTarget::Key as i32 && request.sort_order == SortOrder::Ascend as i32);
     if request.limit <= 0 || !in_key_order || has_revision_filters(request) {
@@ -124,37 +204,6 @@ fn sort(kvs: &mut [KeyValue], request: &RangeRequest) {
         SortTarget::Value => left.value.cmp(&right.value),
     };
     kvs.sort_by(|left, right| if descending { compare(right, left) } else { compare(left, right) });
-}
-
-/// Gathers key-values, and the places of those values that aren't at hand.
-struct Collector<'a> {
-    kvs: Vec<KeyValue>,
-    missing: Vec<Rev>,
-    loaded: &'a Loaded,
-    /// etcd answers keys_only from its index, which knows no leases, unless it has to sort by value.
-    index_only: bool,
-}
-
-impl<'a> Collector<'a> {
-    fn new(request: &RangeRequest, loaded: &'a Loaded, read_limit: i64) -> Self {
-        let expected = usize::try_from(read_limit).unwrap_or(usize::MAX).min(1024);
-        let index_only = request.keys_only && request.sort_target != SortTarget::Value as i32;
-        Self { kvs: Vec::with_capacity(expected), missing: Vec::new(), loaded, index_only }
-    }
-
-    fn take(&mut self, key: &Bytes, version: &Version) {
-        let value = if self.index_only { Some(Bytes::new()) } else { value_of(version, self.loaded) };
-        let Some(value) = value else {
-            self.missing.push(version.rev);
-            return;
-        };
-        let lease = if self.index_only { 0 } else { version.lease };
-        self.kvs.push(KeyValue { lease, ..key_value(key, version, value) });
-    }
-
-    fn finish(self) -> Result<Vec<KeyValue>, EvalError> {
-        if self.missing.is_empty() { Ok(self.kvs) } else { Err(EvalError::NeedValues(self.missing)) }
-    }
 }
 
 /// The version's value, from memory or from what was loaded.
