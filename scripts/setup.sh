@@ -64,7 +64,7 @@ ensure_rust() {
     elif [ "$(candidate_minor cargo-web)" -ge $rust_minor ]; then
         # Debian keeps a current Rust for its browsers: cargo-web takes the place of the release's cargo.
         apt_install "Rust" cargo-web rustc-web
-    elif apt-cache show rustup >/dev/null 2>&1; then
+    elif apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
         apt_install "Rust" rustup
         rustup toolchain install stable --profile minimal --component rustfmt --component clippy >&2
         rustup default stable >&2
