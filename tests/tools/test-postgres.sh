@@ -11,7 +11,8 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 suites="--test storage_pg --test storage_pg_external --test supervisor_postgres"
 
-cargo build --locked --bin duet
+# Builds the program, too, as cargo does for its integration tests: `cargo build` would build all dependencies once more, without
+# the features that only tests use.
 cargo test --locked --no-run $suites --test cli --test faults
 duet=${CARGO_TARGET_DIR:-target}/debug/duet
 
