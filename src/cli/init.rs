@@ -9,7 +9,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -43,6 +44,9 @@ fn start() -> io::Result<(Pid, SigSet)> {
     // A process group of its own: what a terminal sends to the group reaches process 1 only, and is passed on once.
     command.arg0(words.next().unwrap_or_default()).args(words).process_group(0);
     let signals = awaited();
+    // Whoever started this process may have ignored it, and then children vanish without a word.
+    // SAFETY: no handler is installed, and there is only this thread.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
     // From now on they wait until they are asked for.
     signals.thread_block()?;
     let spawned = command.spawn().and_then(|child| i32::try_from(child.id()).map_err(io::Error::other));
@@ -73,8 +77,11 @@ fn reap(child: Pid) -> Option<u8> {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) if pid == child => return Some(u8::try_from(code).unwrap_or(u8::MAX)),
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return Some(128 + signal as u8),
-            Ok(WaitStatus::StillAlive) | Err(_) => return None,
-            Ok(_) => {}
+            Ok(WaitStatus::StillAlive) => return None,
+            // Nobody is left, `child` neither.
+            Err(Errno::ECHILD) => return Some(1),
+            // Somebody else, or one who ended by a signal that has no name here.
+            Ok(_) | Err(_) => {}
         }
     }
 }

@@ -85,7 +85,7 @@ impl Engine {
         }
         // Below zero there is nothing, and that has a hash too, as in etcd.
         let at = if revision == 0 { current } else { revision };
-        let rows = shared.hashed_rows(HashScope { compacted, at, compacting: false }).await;
+        let rows = shared.hashed_rows(HashScope { compacted, at, compacting: false }, usize::MAX).await.unwrap_or_default();
         if shared.store.read().compacted() != compacted {
             return Ok(None);
         }
@@ -102,9 +102,9 @@ impl Shared {
             return;
         }
         let scope = HashScope { compacted, at, compacting: true };
-        let rows = self.hashed_rows(scope).await;
-        let evicted: usize = rows.iter().filter(|(_, version)| is_evicted(version)).map(|(_, version)| version.value.len()).sum();
-        if evicted > COMPACTION_READ_BACK_MAX {
+        let Some(rows) = self.hashed_rows(scope, COMPACTION_READ_BACK_MAX).await else { return };
+        // Another writer may have gone on meanwhile, and what was gathered be of two states.
+        if self.store.read().compacted() != at {
             return;
         }
         match self.hash_rows(&rows).await {
@@ -115,14 +115,25 @@ impl Shared {
     }
 
     /// The rows that a hash covers, in history order. What a scope covers never changes before the next compaction, so the keys are
-    /// looked at a few at a time, and no write waits for all of them.
-    async fn hashed_rows(&self, scope: HashScope) -> Vec<(Bytes, Version)> {
+    /// looked at a few at a time, and no write waits for all of them. `None` as soon as more than `evicted_max` bytes of them would have
+    /// to be read back from storage.
+    async fn hashed_rows(&self, scope: HashScope, evicted_max: usize) -> Option<Vec<(Bytes, Version)>> {
         let mut gathered = HashStep::default();
+        let mut evicted = 0;
         loop {
             let step = self.store.read().hash_step(scope, gathered.next.as_ref(), KEYS_PER_STEP);
+            evicted += step
+                .rows
+                .iter()
+                .filter(|(_, version)| is_evicted(version))
+                .map(|(_, version)| version.value.len())
+                .sum::<usize>();
+            if evicted > evicted_max {
+                return None;
+            }
             gathered.join(step);
             if gathered.next.is_none() {
-                return gathered.finish();
+                return Some(gathered.finish());
             }
             tokio::task::yield_now().await;
         }

@@ -75,16 +75,24 @@ impl StoreHistory {
         let page = self.log.reader().rows(from, current, max_bytes).await.map_err(unavailable)?;
         self.check_compaction(from)?;
         let last = page.rows.last().map_or(from - 1, |row| row.rev.main);
-        let next = if page.more { last + 1 } else { current + 1 };
+        let mut next = if page.more { last + 1 } else { current + 1 };
         check_gapless(&page.rows, from, next)?;
         let store = self.store.read();
         let mut revisions = Vec::new();
+        // The page is bounded by its rows; the previous values of deletes, which are read next, are as large as values get.
+        let mut bytes = 0;
         for rows in page.rows.chunk_by(|left, right| left.rev.main == right.rev.main) {
             let revision = rows[0].rev.main;
+            if bytes >= max_bytes {
+                next = revision;
+                break;
+            }
             let events: Vec<Event> =
                 rows.iter().filter(|row| plan.wants(&row.key)).map(|row| event_of(&store, plan, row.clone())).collect();
             if !events.is_empty() {
-                revisions.push(RevisionEvents { revision, events });
+                let kept = RevisionEvents { revision, events };
+                bytes += kept.weight();
+                revisions.push(kept);
             }
         }
         Ok(Found { revisions, next })

@@ -96,8 +96,7 @@ pub struct EngineStatus {
 struct Request {
     command: Command,
     _queued: Option<QueuedBytes>,
-    /// `None` for the engine's own requests, which nobody waits for.
-    reply: Option<oneshot::Sender<Result<Reply, Error>>>,
+    reply: Undecided,
     loaded: Loaded,
     loads: u8,
     asked: Asked,
@@ -114,7 +113,7 @@ struct Asked {
 impl Request {
     fn new(command: Command, queued: Option<QueuedBytes>, reply: Option<oneshot::Sender<Result<Reply, Error>>>) -> Self {
         let asked = Asked { kind: command.kind(), key: command.first_key(), at: Instant::now() };
-        Self { command, _queued: queued, reply, loaded: Loaded::new(), loads: 0, asked }
+        Self { command, _queued: queued, reply: Undecided(reply), loaded: Loaded::new(), loads: 0, asked }
     }
 
     /// One of the engine's own, which nobody waits for.
@@ -123,9 +122,32 @@ impl Request {
     }
 
     fn refuse(self, error: Error) {
-        if let Some(reply) = self.reply {
+        if let Some(reply) = self.reply.decide() {
             // A client that went away is no error.
             let _ = reply.send(Err(error));
+        }
+    }
+}
+
+/// Where a request's answer goes, while nothing has been decided about it; `None` for the engine's own requests, which nobody waits for.
+/// A request that is dropped like this, with the session that had it in hand, has certainly not been applied.
+struct Undecided(Option<oneshot::Sender<Result<Reply, Error>>>);
+
+impl Undecided {
+    fn is_closed(&self) -> bool {
+        self.0.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    /// From here on whoever has the sender answers for the request.
+    fn decide(mut self) -> Option<oneshot::Sender<Result<Reply, Error>>> {
+        self.0.take()
+    }
+}
+
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            let _ = reply.send(Err(Error::NotApplied));
         }
     }
 }

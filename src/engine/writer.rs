@@ -210,7 +210,7 @@ impl<'a> Serving<'a> {
 
     /// Evaluates one request and files its answer behind everything that it may depend on.
     fn evaluate(&mut self, request: Request, store: &crate::mvcc::Store) {
-        if request.reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
+        if request.reply.is_closed() {
             // The client was told "timed out" already; nothing has been done yet, and nothing will be.
             return;
         }
@@ -227,7 +227,7 @@ impl<'a> Serving<'a> {
                     Err(_) => self.shared.metrics.server.proposals_failed_total.inc(),
                 }
                 let result = outcome.map_err(Error::from);
-                self.file(Answer { reply: request.reply, result, asked: request.asked, staged: Instant::now() });
+                self.file(Answer { reply: request.reply.decide(), result, asked: request.asked, staged: Instant::now() });
             }
         }
     }

@@ -169,8 +169,8 @@ fn make_wal_segments(pg_wal: &Path, uid: u32, gid: u32) -> io::Result<()> {
         // Timeline, then the segment's number.
         let path = pg_wal.join(format!("{:08X}{number:016X}", 1));
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
-        if let Err(error) = file.write_all(&zeros) {
+        let made = std::os::unix::fs::fchown(&file, Some(uid), Some(gid)).and_then(|()| file.write_all(&zeros));
+        if let Err(error) = made {
             // PostgreSQL refuses a segment that is too short.
             fs::remove_file(&path)?;
             return Err(error);
