@@ -182,9 +182,9 @@ fn a_witness_that_hides_its_restore_is_noticed() {
 #[test]
 fn opening_before_the_peer_has_confirmed_is_noticed() {
     use Happening::*;
-    // A write that the peer hasn't got is shown by a PostgreSQL that was started again.
-    let prefix = &[CutOneWay(1), Write(0), PostgresCrash(0)];
-    let budget = Budget { postgres_crashes: 1, cuts: 1, ..NONE };
+    // A write that the peer hasn't got yet is in a PostgreSQL that is started again, while the peer can't take over but grants leases.
+    let prefix = &[CutPair, Write(0), PostgresCrash(0), Tick, Tick, Tick, Heal];
+    let budget = Budget { postgres_crashes: 1, cuts: 2, ticks: 10, ..NONE };
     assert_noticed(Mutation::OpensUnconfirmed, Pair { budget, prefix, ..PAIR });
 }
 

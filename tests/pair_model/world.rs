@@ -160,7 +160,7 @@ impl World {
         let version = if mode == Mode::Asym { 2 } else { 1 };
         let stored = Register { mode: if mode == Mode::Asym { Mode::Pair } else { mode }, ..seen };
         let seen = Register { version, ..seen };
-        let record = Record { seen: Some(seen), instance: Some(1), intent: None, complete: true, process: 1 };
+        let record = Record { seen: Some(seen), instance: Some(1), intent: None, complete: true, rebuilds_in: None, process: 1 };
         let node = |index| Node {
             up: true,
             paused: false,

@@ -70,6 +70,8 @@ struct Node {
     /// Counts the disturbances of its PostgreSQL, so that what was under way is dropped.
     stage: u64,
     moving: bool,
+    /// Where it is moving to; a goal that was set later waits until it is there.
+    target: Goal,
 }
 
 /// How a run ended.
@@ -126,6 +128,7 @@ impl Simulation {
             waiting: Vec::new(),
             stage: 0,
             moving: false,
+            target: Goal::Stopped,
         };
         let mut simulation = Self {
             rng: StdRng::seed_from_u64(seed),
@@ -361,6 +364,12 @@ impl Simulation {
     }
 
     fn report(&mut self, node: usize) {
+        // What was found while an earlier goal was pursued is never reported.
+        if let (Role::Primary { sync }, Goal::Primary { sync: wanted }) = (self.nodes[node].role, self.nodes[node].state.goal)
+            && sync != wanted
+        {
+            return;
+        }
         let postgres = match self.nodes[node].role {
             Role::Off if self.nodes[node].moving => Postgres::Busy,
             Role::Off => Postgres::Down,
@@ -411,12 +420,13 @@ impl Simulation {
             _ => self.rng.random_range(2..60),
         };
         self.nodes[node].moving = true;
+        self.nodes[node].target = goal;
         let stage = self.nodes[node].stage;
         self.at(takes, What::Postgres(node, stage));
     }
 
     fn advance_postgres(&mut self, node: usize) {
-        let (role, goal) = (self.nodes[node].role, self.nodes[node].state.goal);
+        let (role, goal) = (self.nodes[node].role, self.nodes[node].target);
         match (role, goal) {
             (_, Goal::Primary { sync }) => self.set_role(node, Role::Primary { sync }),
             (Role::Off, Goal::Standby { .. }) => self.set_role(node, Role::Standby { receiving: false }),

@@ -2,6 +2,7 @@
 
 use super::event::Note;
 use super::register::{Mode, Register};
+use super::state::Phase;
 use super::step::Step;
 
 impl Step {
@@ -15,7 +16,9 @@ impl Step {
         let confirmed = self.state.peer.is_some() || self.state.answer.is_some_and(|answer| self.state.believes(answer));
         if self.state.may_be_alone() || confirmed {
             self.become_leader();
-            self.lead();
+            if self.state.phase == Phase::Leader {
+                self.lead();
+            }
         }
     }
 

@@ -19,7 +19,7 @@ pub enum Event {
         /// Whether it was.
         outcome: SwapOutcome,
     },
-    /// What PostgreSQL is now.
+    /// What PostgreSQL is now, with the newest goal in force: what was found while an earlier one was pursued is never reported.
     Postgres(Postgres),
     /// The data directory can't be used to follow the leader as it is, and must be made anew.
     RebuildNeeded,
@@ -207,4 +207,6 @@ pub enum Note {
     HandoverFailed,
     /// The data directory is made anew.
     Rebuilds,
+    /// The register names this node, whose copy of the data isn't whole: it can't lead, and nobody else may without the operator's word.
+    OwnsNothing,
 }

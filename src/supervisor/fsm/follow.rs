@@ -42,7 +42,9 @@ impl Step {
         let (Some(instance), Some(seen)) = (self.state.record.instance, self.state.record.seen) else { return };
         let asked = self.state.is_asked_to_take_over(self.now) && self.now >= self.state.promised_until;
         if asked || self.state.misses_leader(self.now) {
-            let new = Register { version: self.next_version(), epoch: seen.epoch + 1, owner: self.state.me(), mode: Mode::Solo };
+            // Always the version after the one that it replaces, however often it is asked for: the owner's agreements skip that one, so
+            // that a request that was forgotten and arrives late is older than any of them.
+            let new = Register { version: seen.version + 1, epoch: seen.epoch + 1, owner: self.state.me(), mode: Mode::Solo };
             self.note(Note::TakesOver);
             self.state.took_over_at = Some(self.now);
             // From here on nothing is promised any more: the witness may decide at any moment.

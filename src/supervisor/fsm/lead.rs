@@ -106,6 +106,10 @@ impl Step {
                 self.note(Note::PeerLost);
                 self.swap(answer.instance, answer.version(), new);
             }
+            // A peer that grants nothing, because it has asked a witness that nobody hears, can still agree.
+            if self.state.witness_is_lost(now) {
+                self.propose_asym();
+            }
         } else if self.state.witness_is_lost(now) {
             self.propose_asym();
         } else if let Some(intent) = self.state.record.intent
@@ -152,6 +156,9 @@ impl Step {
             }
             return;
         }
+        if self.state.goal != (Goal::Primary { sync: true }) {
+            return;
+        }
         let Some(answer) = self.state.answer.filter(|_| self.state.pending.is_none()) else { return };
         let new = self.value(Mode::Pair);
         self.state.proposal = None;
@@ -166,7 +173,9 @@ impl Step {
     /// Asks the peer to agree that only this node goes on alone. It agrees by showing the value as its own newest.
     fn propose_asym(&mut self) {
         if self.state.proposal.is_none() && self.state.peer_is_synchronous(self.now) {
-            let proposal = self.value(Mode::Asym);
+            // The next version may be a takeover's that is under way.
+            let proposal = Register { version: self.next_version() + 1, ..self.value(Mode::Asym) };
+            self.state.issued = proposal.version;
             self.state.proposal = Some(proposal);
             self.send = true;
         }

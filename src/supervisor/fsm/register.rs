@@ -83,7 +83,10 @@ pub struct Record {
     pub intent: Option<Intent>,
     /// Whether the data directory holds a whole copy of the store: false while it is being made, or made anew.
     pub complete: bool,
-    /// Counts the starts of this node's process, so that messages of an earlier one can be told.
+    /// The epoch in which a copy that was whole was given up to be made anew; `None`: never.
+    pub rebuilds_in: Option<Epoch>,
+    /// Grows with each start of this node's process, so that messages of an earlier one can be told. A record that is begun anew begins
+    /// with the calendar's milliseconds: the peer has heard smaller ones of the disk before.
     pub process: u64,
 }
 

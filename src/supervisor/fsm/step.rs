@@ -108,12 +108,12 @@ impl Step {
         }
     }
 
-    /// A follower agrees to ASYM when it is the owner's wish. A takeover that it may have asked for is void from then on, because
-    /// its version is not greater.
+    /// A follower agrees to ASYM when it is the owner's wish. A takeover that it may have asked for is void from then on, for both,
+    /// because its version is smaller.
     fn consider_proposal(&mut self, heartbeat: &Heartbeat) {
         let Some(proposal) = heartbeat.proposal else { return };
         let newer = proposal.version > self.state.record.version()
-            && self.state.pending.is_none_or(|pending| proposal.version >= pending.new.version);
+            && self.state.pending.is_none_or(|pending| proposal.version > pending.new.version);
         let owners = proposal.mode == Mode::Asym
             && self.state.record.seen.is_some_and(|seen| seen.owner == heartbeat.from && seen.epoch == proposal.epoch);
         if proposal.owner == heartbeat.from && newer && owners {
@@ -150,6 +150,9 @@ impl Step {
         if matches!(was, Postgres::Primary(_)) && !matches!(postgres, Postgres::Primary(_)) {
             self.state.down_since = self.now;
             self.state.opened = false;
+            // The peer may be asked to take over from now on: no lease that it granted so far is used again.
+            self.state.lease_until = 0;
+            self.state.released_at = Some(self.now);
             self.send = true;
         }
     }
@@ -159,7 +162,10 @@ impl Step {
         let follows = self.state.phase == Phase::Follower && self.state.pending.is_none();
         if follows && self.state.record.complete && self.peer_leads() {
             self.note(Note::Rebuilds);
-            self.persist(|record| record.complete = false);
+            self.persist(|record| {
+                record.complete = false;
+                record.rebuilds_in = record.seen.map(|seen| seen.epoch);
+            });
             self.send = true;
         }
     }
@@ -181,6 +187,7 @@ impl Step {
                     && self.state.handover.is_none()
                     && self.state.mode() != Some(Mode::Solo)
                     && self.state.record.intent.is_none()
+                    && (self.state.may_be_alone() || self.state.witness_is_usable(self.now))
                     && self.state.peer_is_synchronous(self.now);
                 if able {
                     self.state.handover = Some(Handover { since: self.now, drained: false });
@@ -238,7 +245,15 @@ impl Step {
 
     pub(super) fn become_leader(&mut self) {
         if !self.state.record.complete {
-            return self.return_ownership();
+            let led_by_peer = self.state.record.rebuilds_in.is_some_and(|epoch| epoch + 1 == self.epoch());
+            if led_by_peer {
+                return self.return_ownership();
+            }
+            // An owner whose data is gone: only the operator can say that what it acknowledged alone may be lost.
+            if self.state.phase == Phase::Follower {
+                self.note(Note::OwnsNothing);
+            }
+            return;
         }
         self.state.phase = Phase::Leader;
         self.state.opened = false;
@@ -276,6 +291,11 @@ impl Step {
     pub(super) fn pursue(&mut self, goal: Goal) {
         if self.state.goal != goal {
             self.state.goal = goal;
+            if goal == (Goal::Primary { sync: false }) && matches!(self.state.postgres, Postgres::Primary(_)) {
+                // What was confirmed until now says nothing about a peer that isn't waited for any more.
+                self.state.postgres = Postgres::Primary(Sync::Off { caught_up: false });
+                self.state.unconfirmed_since = None;
+            }
             self.actions.push(Action::Pursue(goal));
         }
     }
@@ -311,7 +331,7 @@ impl Step {
             sent_at: self.now,
             seen: state.record.seen,
             instance: state.record.instance,
-            leading: state.phase == Phase::Leader && !state.has_released(),
+            leading: state.phase == Phase::Leader && !state.has_released() && !self.releases(),
             released: self.releases(),
             grant: state.granted.filter(|_| state.phase == Phase::Follower),
             proposal: state.proposal,
