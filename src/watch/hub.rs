@@ -355,6 +355,7 @@ impl Hub {
         let (current, compacted) = (self.current, self.compacted);
         let Some(stream) = self.streams.get_mut(&plan.stream) else { return };
         let Matched { next, mut picked } = matched;
+        let mut advanced = false;
         for (position, planned) in plan.watchers.iter().enumerate() {
             let picked = picked.remove(&position).unwrap_or_default();
             let Some(watcher) = stream.watchers.get_mut(&planned.id) else { continue };
@@ -363,6 +364,12 @@ impl Hub {
                 continue;
             }
             debug_assert_eq!(watcher.state, State::Lagging { cursor: planned.cursor }, "only a commit moves a lagging cursor");
+            // One piece of history for many watchers is as many times as large: those that it doesn't fit for stay where they are and
+            // are in the next plan. The first gets it in any case, so that there is progress.
+            if advanced && stream.queue.is_full(&self.limits) {
+                continue;
+            }
+            advanced = true;
             for picked in picked.chunks(self.limits.response_revisions) {
                 let (picked, options) = (picked.to_vec(), watcher.options);
                 stream.queue.push(Item::Events { watch_id: planned.id, revision: current, picked, options, compacted });

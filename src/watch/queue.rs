@@ -161,6 +161,11 @@ impl Queue {
         self.control < limits.control_entries
     }
 
+    /// Whether it holds all that it may.
+    pub fn is_full(&self, limits: &Limits) -> bool {
+        self.items.len() >= limits.queue_entries || self.bytes >= limits.queue_bytes
+    }
+
     /// Whether a piece of history may be added: at most half full.
     pub fn takes_replay(&self, limits: &Limits) -> bool {
         self.items.len() <= limits.queue_entries / 2 && self.bytes <= limits.queue_bytes / 2
