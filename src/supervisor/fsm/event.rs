@@ -187,7 +187,7 @@ pub enum Note {
     Opened,
     /// The peer is gone; asked to go on alone.
     PeerLost,
-    /// Goes on alone.
+    /// The owner goes on alone.
     Solo,
     /// Both have the data and the register says so.
     Paired,

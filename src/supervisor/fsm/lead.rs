@@ -139,7 +139,6 @@ impl Step {
         if self.state.peer_is_lost(self.now) {
             let solo = self.value(Mode::Solo);
             self.note(Note::PeerLost);
-            self.note(Note::Solo);
             self.adopt(solo, None);
         } else if self.state.peer_is_synchronous(self.now) && self.state.hears_witness(self.now) {
             self.pair();

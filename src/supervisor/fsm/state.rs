@@ -49,8 +49,6 @@ pub struct Pending {
     pub new: Register,
     /// When it was sent last.
     pub sent_at: Millis,
-    /// Whether it has been sent more than once, or its outcome was reported unknown.
-    pub doubtful: bool,
 }
 
 /// How far a switchover is.

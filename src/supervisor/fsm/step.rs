@@ -207,6 +207,13 @@ impl Step {
             return;
         }
         self.state.issued = self.state.issued.max(value.version);
+        if self.state.record.seen.map(|seen| seen.mode) != Some(value.mode) {
+            self.note(match value.mode {
+                Mode::Pair => Note::Paired,
+                Mode::Solo => Note::Solo,
+                Mode::Asym => Note::AgreedAsym,
+            });
+        }
         self.persist(|record| {
             record.seen = Some(value);
             record.instance = instance.or(record.instance);

@@ -14,7 +14,7 @@ impl Step {
     }
 
     pub(super) fn swap(&mut self, instance: u64, expected: u64, new: Register) {
-        self.state.pending = Some(Pending { instance, expected, new, sent_at: self.now, doubtful: false });
+        self.state.pending = Some(Pending { instance, expected, new, sent_at: self.now });
         self.actions.push(Action::Swap { instance, expected, new });
     }
 
@@ -22,7 +22,6 @@ impl Step {
         let again = self.state.setup.timing.swap_again;
         if let Some(pending) = self.state.pending.as_mut().filter(|pending| self.now >= pending.sent_at + again) {
             pending.sent_at = self.now;
-            pending.doubtful = true;
             let Pending { instance, expected, new, .. } = *pending;
             self.actions.push(Action::Swap { instance, expected, new });
         }
@@ -54,11 +53,8 @@ impl Step {
                 self.answered(answer);
                 self.bury_intent(answer);
             }
-            SwapOutcome::Unknown => {
-                if let Some(pending) = self.state.pending.as_mut().filter(|pending| pending.new == new) {
-                    pending.doubtful = true;
-                }
-            }
+            // It stays pending, and is sent again in its time.
+            SwapOutcome::Unknown => {}
         }
     }
 
