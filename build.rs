@@ -23,6 +23,9 @@ const PROTOS: [&str; 10] = [
     "v3lockpb/v3lock.proto",
 ];
 
+/// What the nodes of a pair and their witness say to each other: no part of etcd's API, and so not in the reflection's descriptors.
+const DUET_PROTOS: [&str; 3] = ["duetpb/admin.proto", "duetpb/peer.proto", "duetpb/witness.proto"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
@@ -36,5 +39,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".etcdserverpb.ResponseOp", "crate::proto::nested::ResponseOp")
         .codec_path("crate::proto::codec::SizedCodec")
         .compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(protox::compile(DUET_PROTOS, ["proto"])?)?;
     Ok(())
 }

@@ -25,6 +25,10 @@ pub mod v3lockpb {
 pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
+/// What the nodes of a pair and their witness say to each other.
+pub mod duetpb {
+    tonic::include_proto!("duetpb");
+}
 
 /// The descriptor set that gRPC reflection answers from.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/etcd_descriptor.bin"));

@@ -76,7 +76,7 @@ async fn node(config: Config) -> Result<(), Failure> {
     outcome
 }
 
-fn postgres_options(config: &Config) -> PostgresOptions {
+pub(super) fn postgres_options(config: &Config) -> PostgresOptions {
     let embedded = config.embedded.clone();
     let mut options = PostgresOptions::new(&config.data_dir);
     options.bin_dir = embedded.bin_dir;

@@ -32,6 +32,7 @@ pub(super) const CODES: &[(u8, &str)] = &[
 const USAGE: u8 = 64;
 const UNUSABLE: u8 = 65;
 const BIND: u8 = 68;
+const LOCKED: u8 = 75;
 
 /// Why the program ends, in words for a user, and its exit code.
 #[derive(Debug)]
@@ -50,6 +51,16 @@ impl Failure {
     /// Storage that must not be served.
     pub fn unusable(text: impl Into<String>) -> Self {
         Self { code: UNUSABLE, text: text.into() }
+    }
+
+    /// A listen URL that can't be bound.
+    pub fn bind(text: impl Into<String>) -> Self {
+        Self { code: BIND, text: text.into() }
+    }
+
+    /// A data directory that another process uses.
+    pub fn locked(text: impl Into<String>) -> Self {
+        Self { code: LOCKED, text: text.into() }
     }
 
     /// A failure while serving.

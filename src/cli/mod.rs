@@ -5,9 +5,10 @@
 //! | [`args`] | flags as Go's `flag` package reads them, since etcd's command lines are written for it |
 //! | [`help`] | `--help`, from the table of options |
 //! | [`load`] | flags, environment and file into a valid configuration |
-//! | [`dev`], [`serve`], [`etcd`], [`config`] | the subcommands |
+//! | [`dev`], [`serve`], [`node`], [`etcd`], [`config`] | the subcommands |
+//! | `peer_port` | who may call a node of a pair on its peer port |
 //! | [`init`] | what process 1 of a container is besides |
-//! | [`server`] | what `dev`, `serve` and `etcd` share: from bound sockets to the last connection |
+//! | [`server`] | what `dev`, `serve`, `node` and `etcd` share: from bound sockets to the last connection |
 //!
 //! Invariant: a wrong command line or configuration ends the process with code 64 before anything is bound or started.
 
@@ -20,8 +21,11 @@ mod health;
 pub mod help;
 mod init;
 pub mod load;
+pub mod node;
+mod peer_port;
 pub mod serve;
 pub mod server;
+pub mod witness;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -58,6 +62,8 @@ fn dispatch(argv: &[String]) -> Result<(), Failure> {
     match command {
         "dev" => dev::run(rest),
         "serve" => serve::run(rest),
+        "node" => node::run(rest),
+        "witness" => witness::run(rest),
         "etcd" => etcd::run(rest),
         "config" => config::run(rest),
         "version" | "--version" | "-version" | "-V" => {

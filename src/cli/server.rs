@@ -17,16 +17,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::health::ServerHealth;
+use super::peer_port::OnlyCallers;
 use crate::config::{Config, TlsConfig};
 use crate::engine::{Engine, Options, ReadRight, Role, shown_quota};
 use crate::etcdserver::{self, EtcdServer};
 use crate::mvcc::StoreOptions;
+use crate::net::drain::Drain;
 use crate::net::http::{Health, client_routes, metrics_routes, not_found};
 use crate::net::proxy::{Answering, ProxyLayer};
 use crate::net::self_signed;
 use crate::net::tls::Tls;
 use crate::net::{Drained, Listeners, ServeOptions, serve};
-use crate::storage::Log;
+use crate::storage::{BoxFuture, Log};
 use crate::telemetry::metrics::Metrics;
 use crate::watch::WatchConfig;
 
@@ -66,6 +68,28 @@ impl StopSignals {
     }
 }
 
+/// What a node of a pair has besides.
+pub struct PairSide {
+    /// Holds requests while a switchover goes on.
+    pub drain: Drain,
+    /// Where the peer and operators call.
+    pub port: PeerPort,
+    /// Done after a stop signal, before anything ends: the leader hands over.
+    pub before_stop: BoxFuture<'static, ()>,
+}
+
+/// The port that the two nodes of a pair call each other on. It also answers etcd's API, for requests that the peer forwards.
+pub struct PeerPort {
+    /// Bound.
+    pub listeners: Listeners,
+    /// Certificates; it must ask for the client's.
+    pub tls: Tls,
+    /// What is served besides etcd's API.
+    pub services: axum::Router,
+    /// The common names of the certificates that may call.
+    pub callers: Arc<[String]>,
+}
+
 /// Bound and certified, but not serving.
 pub struct Prepared {
     config: Config,
@@ -73,6 +97,7 @@ pub struct Prepared {
     tls: Option<Tls>,
     advertised: Vec<String>,
     sockets: Sockets,
+    pair: Option<PairSide>,
 }
 
 /// Bound listen URLs by what is served on them.
@@ -110,7 +135,17 @@ impl Prepared {
             tls = Some(load(files)?);
         }
         let advertised = if config.advertise_client.is_empty() { sockets.client.urls() } else { config.advertise_client.clone() };
-        Ok(Self { config, metrics, tls, advertised, sockets })
+        Ok(Self { config, metrics, tls, advertised, sockets, pair: None })
+    }
+
+    /// Serves as a node of a pair.
+    pub fn join_pair(&mut self, side: PairSide) {
+        self.pair = Some(side);
+    }
+
+    /// Where figures go.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The configuration.
@@ -162,10 +197,18 @@ impl Prepared {
     ) -> Result<(), Failure> {
         let stop = CancellationToken::new();
         let sockets = std::mem::take(&mut self.sockets);
-        let mut served = self.start_serving(sockets, &engine, answering.clone(), &stop);
+        let (hold, port, before_stop) = match self.pair.take() {
+            Some(PairSide { drain, port, before_stop }) => (Some(drain), Some(port), before_stop),
+            None => (None, None, Box::pin(std::future::ready(())) as BoxFuture<'static, ()>),
+        };
+        let mut served = self.start_serving(sockets, &engine, answering.clone(), hold, port, &stop);
         let outcome = tokio::select! {
             name = signals.next() => {
                 tracing::info!(signal = name, "stopping");
+                tokio::select! {
+                    () = before_stop => {}
+                    name = signals.next() => tracing::warn!(signal = name, "told to stop again: not handing over"),
+                }
                 Ok(())
             }
             failure = storage => Err(failure),
@@ -185,6 +228,8 @@ impl Prepared {
         sockets: Sockets,
         engine: &Engine,
         answering: Option<watch::Receiver<Answering>>,
+        drain: Option<Drain>,
+        port: Option<PeerPort>,
         stop: &CancellationToken,
     ) -> JoinSet<Drained> {
         let facade = EtcdServer::new(engine.clone(), self.facade_config(), self.metrics.clone(), stop.clone());
@@ -192,11 +237,20 @@ impl Prepared {
         if let Some(answering) = answering.clone() {
             grpc = grpc.layer(ProxyLayer::new(answering, self.metrics.clone()));
         }
+        if let Some(drain) = drain {
+            grpc = grpc.layer(drain);
+        }
+        let mut served = JoinSet::new();
+        if let Some(port) = port {
+            let options = ServeOptions::new(&self.config, Some(port.tls.clone()), self.metrics.clone());
+            let router = grpc.clone().merge(port.services).fallback(not_found).layer(OnlyCallers(port.callers));
+            served.spawn(serve(port.listeners, router, stop.clone(), options));
+            tokio::spawn(port.tls.keep_fresh(stop.clone()));
+        }
         let health: Arc<dyn Health> = Arc::new(ServerHealth::new(engine.clone(), answering.clone(), self.metrics.clone()));
         let http = client_routes(Arc::clone(&health), self.metrics.clone());
         let client = if self.config.listen_client_http.is_empty() { grpc.merge(http.clone()) } else { grpc };
         let options = ServeOptions::new(&self.config, self.tls.clone(), self.metrics.clone());
-        let mut served = JoinSet::new();
         let client = client.fallback(not_found);
         if answering.is_none() {
             served.spawn(serve(sockets.client, facade.direct(client), stop.clone(), options.clone()));

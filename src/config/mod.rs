@@ -9,6 +9,7 @@ pub mod ciphers;
 pub mod error;
 pub mod etcd_file;
 pub mod options;
+mod pair;
 pub mod raw;
 mod tls;
 pub mod units;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 pub use options::{Kind, OPTIONS};
+pub use pair::{HostPort, PairConfig, PairTlsFiles};
 pub use raw::{Origin, Raw, Sources};
 pub use units::ByteSize;
 pub use url::{ListenAddress, ListenUrl};
@@ -51,6 +53,12 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// `--database`, for `duet serve`.
     pub external: Option<ExternalDatabase>,
+    /// For `duet node`: set when any of the pair's options is.
+    pub pair: Option<PairConfig>,
+    /// `--listen-peer-url`.
+    pub listen_peer: Option<ListenUrl>,
+    /// `--pair-cert-file`, `--pair-key-file` and `--pair-trusted-ca-file`, as a server of the pair's uses them.
+    pub pair_tls: Option<PairTlsFiles>,
     /// For `duet dev` and under etcd's name.
     pub embedded: EmbeddedPostgres,
     /// `--value-cache-bytes`.

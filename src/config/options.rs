@@ -64,6 +64,7 @@ impl Kind {
 #[allow(missing_docs)] // the headings are their own explanation
 pub enum Group {
     Member,
+    Pair,
     Database,
     Limits,
     Compaction,
@@ -73,8 +74,9 @@ pub enum Group {
 
 impl Group {
     /// In the order of `--help`.
-    pub const ALL: [(Group, &'static str); 6] = [
+    pub const ALL: [(Group, &'static str); 7] = [
         (Group::Member, "Member"),
+        (Group::Pair, "Pair (duet node, duet witness)"),
         (Group::Database, "PostgreSQL"),
         (Group::Limits, "Limits and intervals"),
         (Group::Compaction, "Compaction"),
@@ -100,6 +102,17 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Member, "socket-reuse-port", Kind::Bool, "false", "Set SO_REUSEPORT on listeners."),
     opt(Group::Member, "socket-reuse-address", Kind::Bool, "false", "Listeners set SO_REUSEADDR whatever this says, as etcd's do."),
     opt(Group::Member, "shutdown-timeout", Kind::Duration, "10s", "How long open requests may take to end when Duet is told to stop."),
+    opt(Group::Pair, "cluster", Kind::Text, "", "The pair's name: the same on both nodes, and in their certificates."),
+    opt(Group::Pair, "node", Kind::OneOf(&["", "a", "b"]), "", "Which of the two this is. A begins an empty store."),
+    opt(Group::Pair, "listen-peer-url", Kind::Text, "", "Where the other node and operators reach this one: https://ADDRESS:PORT, TCP and UDP. For duet witness: where the nodes reach it."),
+    opt(Group::Pair, "peer-url", Kind::Text, "", "Where this node reaches the other one: https://HOST:PORT."),
+    opt(Group::Pair, "witness-url", Kind::Text, "", "The witness: https://HOST:PORT. Without one, the loss of the leader's machine waits for an operator."),
+    opt(Group::Pair, "pair-cert-file", Kind::Path, "", "This node's certificate for the peer, the witness and PostgreSQL's replication, PEM. Its common name is a.CLUSTER.duet or b.CLUSTER.duet."),
+    opt(Group::Pair, "pair-key-file", Kind::Path, "", "The key of --pair-cert-file, PEM."),
+    opt(Group::Pair, "pair-trusted-ca-file", Kind::Path, "", "The CA that signs the pair's certificates and nobody else's, PEM."),
+    opt(Group::Pair, "pg-listen", Kind::Text, "", "Where this node's PostgreSQL listens for the other one: ADDRESS:PORT."),
+    opt(Group::Pair, "peer-pg", Kind::Text, "", "The other node's PostgreSQL: HOST:PORT."),
+    opt(Group::Pair, "pair-timing", Kind::OneOf(&["fast", "normal", "wan"]), "fast", "How long silences may last: fast fails over in about a second."),
     opt(Group::Database, "database", Kind::Dsn, "", "The PostgreSQL to serve from (duet serve): postgres://user@host1,host2/db?sslmode=verify-full…"),
     opt(Group::Database, "database-password-file", Kind::Path, "", "A file that holds the password for --database."),
     opt(Group::Database, "pg-bin-dir", Kind::Path, "", "Where initdb and postgres (15 to 18) are. Default: searched where Debian, PGDG and others put them."),

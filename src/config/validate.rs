@@ -135,6 +135,9 @@ pub fn validate(raw: &Raw) -> Result<Config, Vec<ConfigError>> {
         external: c
             .nonempty("database")
             .map(|dsn| ExternalDatabase { dsn: dsn.to_owned().into(), password_file: c.path("database-password-file") }),
+        pair: None,
+        listen_peer: None,
+        pair_tls: None,
         embedded: EmbeddedPostgres {
             bin_dir: c.path("pg-bin-dir"),
             user: c.nonempty("pg-user").map(str::to_owned),
@@ -162,6 +165,7 @@ pub fn validate(raw: &Raw) -> Result<Config, Vec<ConfigError>> {
         name,
     };
     config.tls = super::tls::validate(&mut c, &config);
+    super::pair::validate(&mut c, &mut config);
     config.warnings = std::mem::take(&mut c.warnings);
     check_schemes(&mut c, &config);
     if c.errors.is_empty() { Ok(config) } else { Err(c.errors) }

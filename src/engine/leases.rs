@@ -90,11 +90,19 @@ impl Engine {
     /// # Errors
     /// Those of a linearizable read.
     pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<Option<LeaseTtl>, Error> {
-        self.read_barrier().await?;
-        let lessor = self.shared.lessor.lock();
-        let Some((ttl, granted_ttl)) = lessor.time_to_live(id, self.shared.clock.now()) else { return Ok(None) };
-        let keys = if keys { lessor.keys(id) } else { Vec::new() };
-        Ok(Some(LeaseTtl { ttl, granted_ttl, keys }))
+        loop {
+            self.read_barrier().await?;
+            let found = {
+                let lessor = self.shared.lessor.lock();
+                lessor.time_to_live(id, self.shared.clock.now()).map(|(ttl, granted_ttl)| {
+                    let keys = if keys { lessor.keys(id) } else { Vec::new() };
+                    LeaseTtl { ttl, granted_ttl, keys }
+                })
+            };
+            if self.is_still_confirmed() {
+                return Ok(found);
+            }
+        }
     }
 
     /// All leases, the one that expires first in front.
@@ -102,8 +110,13 @@ impl Engine {
     /// # Errors
     /// Those of a linearizable read.
     pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
-        self.read_barrier().await?;
-        Ok(self.shared.lessor.lock().leases())
+        loop {
+            self.read_barrier().await?;
+            let leases = self.shared.lessor.lock().leases();
+            if self.is_still_confirmed() {
+                return Ok(leases);
+            }
+        }
     }
 }
 

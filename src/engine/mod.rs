@@ -49,7 +49,7 @@ pub use clock::LessorClock;
 pub use error::Error;
 pub use hash::KvHash;
 pub use leases::{LeaseGranted, LeaseTtl};
-pub use options::{Options, ReadRight};
+pub use options::{Options, ReadLease, ReadRight};
 
 /// How often the store's size on disk is asked for.
 const DISK_USAGE_INTERVAL: Duration = Duration::from_secs(10);

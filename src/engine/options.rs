@@ -1,5 +1,6 @@
 //! What the engine is told at start.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::AutoCompaction;
@@ -7,14 +8,47 @@ use crate::mvcc::StoreOptions;
 use crate::sequencer::BatchCaps;
 use crate::watch::WatchConfig;
 
+/// The rights of a moment that somebody else decides on: the supervisor of a pair.
+pub trait ReadLease: Send + Sync {
+    /// Whether what is published may be shown as the newest now.
+    fn may_read(&self) -> bool;
+
+    /// Whether what storage has committed may be acknowledged now.
+    fn may_acknowledge(&self) -> bool;
+}
+
 /// What gives this process the right to answer a linearizable read from memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum ReadRight {
     /// Nobody else can write to this storage while the process lives: it holds the lock on the data directory of the PostgreSQL that
     /// it runs. A paused process keeps the lock, so what was published last is what is newest.
     Exclusive,
     /// Others may take over: every read is confirmed by a round trip on the writer's session, shared by all that wait.
     Confirm,
+    /// Others may take over, but not while the lease lasts. It is looked at before a read, and again before the answer leaves: a process
+    /// that was stopped in between has none.
+    Lease(Arc<dyn ReadLease>),
+}
+
+impl ReadRight {
+    /// Whether what storage has committed may be acknowledged now.
+    #[must_use]
+    pub fn may_acknowledge(&self) -> bool {
+        match self {
+            Self::Exclusive | Self::Confirm => true,
+            Self::Lease(lease) => lease.may_acknowledge(),
+        }
+    }
+}
+
+impl std::fmt::Debug for ReadRight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Exclusive => "Exclusive",
+            Self::Confirm => "Confirm",
+            Self::Lease(_) => "Lease",
+        })
+    }
 }
 
 /// The engine's settings.

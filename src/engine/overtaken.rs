@@ -12,7 +12,7 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// Resolves when another replica has become the writer while this one still holds its clients' requests, because it hoped to be the
 /// writer again: without a session it isn't told, and its clients and their watches would wait for as long as the other one lives.
 pub(super) async fn overtaken(shared: &Shared) {
-    let hopeful = *shared.role.borrow() == Role::Recovering && shared.options.read_right == ReadRight::Confirm;
+    let hopeful = *shared.role.borrow() == Role::Recovering && matches!(shared.options.read_right, ReadRight::Confirm);
     if !hopeful {
         return std::future::pending().await;
     }

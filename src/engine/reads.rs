@@ -26,6 +26,8 @@ const VALUES_PER_READ: usize = 512;
 const ADMIT_MAX: usize = 64;
 /// The pause before a read asks again for its confirmation after a session was lost.
 const CONFIRM_RETRY: Duration = Duration::from_millis(20);
+/// The pause before a read looks again whether this process has the right to answer it.
+const LEASE_RETRY: Duration = Duration::from_millis(2);
 
 /// Read-only transactions put nothing, so no lease matters to them.
 struct NoLeases;
@@ -45,17 +47,31 @@ impl Engine {
         self.shared.read_barrier().await
     }
 
+    /// Whether what was collected after [`Engine::read_barrier`] may be shown: a process that was stopped in between may have been
+    /// replaced meanwhile. Otherwise the barrier is asked again, which has a deadline.
+    pub fn is_still_confirmed(&self) -> bool {
+        match &self.shared.options.read_right {
+            ReadRight::Exclusive | ReadRight::Confirm => true,
+            ReadRight::Lease(lease) => lease.may_read(),
+        }
+    }
+
     /// Range. A linearizable one waits for [`Engine::read_barrier`] first. The header carries only the revision.
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`, `Storage`, and those of the barrier.
     pub async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
         let asked = std::time::Instant::now();
-        if !request.serializable {
-            self.read_barrier().await?;
-        }
-        let confirmed = asked.elapsed();
-        let response = self.range_published(request, CountMode::Total).await;
+        let (confirmed, response) = loop {
+            if !request.serializable {
+                self.read_barrier().await?;
+            }
+            let confirmed = asked.elapsed();
+            let response = self.range_published(request, CountMode::Total).await;
+            if request.serializable || self.is_still_confirmed() {
+                break (confirmed, response);
+            }
+        };
         let took = asked.elapsed();
         if took >= self.shared.options.slow_request {
             let cause = if confirmed * 2 > took { "confirming the right to read" } else { "reading many or evicted values" };
@@ -103,13 +119,23 @@ impl Engine {
                 other => unreachable!("a transaction is answered by a transaction's reply, not {other:?}"),
             };
         }
-        if !is_serializable(&request) {
-            self.read_barrier().await?;
+        let serializable = is_serializable(&request);
+        loop {
+            if !serializable {
+                self.read_barrier().await?;
+            }
+            let response = self.txn_published(&request).await;
+            if serializable || self.is_still_confirmed() {
+                return response;
+            }
         }
+    }
+
+    async fn txn_published(&self, request: &TxnRequest) -> Result<TxnResponse, Error> {
         self.shared.refuse_unrecovered()?;
         let mut loaded = Loaded::new();
         for _ in 0..=ROUNDS_MAX {
-            let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).txn(&request);
+            let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).txn(request);
             match evaluated {
                 Err(EvalError::NeedValues(revs)) => self.shared.load_missing(revs, &mut loaded).await?,
                 decided => return Ok(decided?.response),
@@ -129,12 +155,28 @@ impl Shared {
         if self.cluster_id.load(Ordering::Relaxed) == 0 { Err(Error::NoLeader) } else { Ok(()) }
     }
 
+    /// Whether what is published is everything that storage had when this process became the writer, and since.
+    fn is_active(&self) -> bool {
+        *self.role.borrow() == Role::Active
+    }
+
     pub(super) async fn read_barrier(&self) -> Result<(), Error> {
         let deadline = Instant::now() + self.options.request_timeout;
         loop {
             self.refuse_unless_serving()?;
-            if self.options.read_right == ReadRight::Exclusive && self.epoch.load(Ordering::Relaxed) != 0 {
-                return Ok(());
+            match &self.options.read_right {
+                ReadRight::Exclusive if self.epoch.load(Ordering::Relaxed) != 0 => return Ok(()),
+                ReadRight::Lease(lease) => {
+                    if self.is_active() && lease.may_read() {
+                        return Ok(());
+                    }
+                    if Instant::now() >= deadline {
+                        return Err(Error::Timeout);
+                    }
+                    tokio::time::sleep(LEASE_RETRY).await;
+                    continue;
+                }
+                ReadRight::Exclusive | ReadRight::Confirm => {}
             }
             let (confirm, confirmed) = oneshot::channel();
             self.confirms.try_send(confirm).map_err(|_| Error::TooManyRequests)?;

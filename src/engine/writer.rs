@@ -53,10 +53,14 @@ pub(super) async fn drive(shared: Arc<Shared>, mut requests: mpsc::Receiver<Requ
             Err(error) => {
                 let lost_leadership = matches!(error, LogError::Deposed(_));
                 tracing::warn!(%error, "the writer's session ended; a new one will be opened");
-                if lost_leadership {
+                if lost_leadership || !shared.log.may_write() {
                     shared.set_role(Role::Standby);
                     shared.hub.end_streams(NO_LEADER);
                     backoff = BACKOFF_MIN;
+                    // They were never sent: their clients try again, elsewhere.
+                    while let Ok(request) = requests.try_recv() {
+                        request.refuse(Error::NotApplied);
+                    }
                 }
             }
         }
@@ -176,6 +180,7 @@ impl<'a> Serving<'a> {
                 }
                 _ = lease_ticks.tick() => self.tick_leases(),
                 Some(result) = self.results.next(), if !self.in_flight.is_empty() => match result {
+                    Ok(()) if !self.shared.options.read_right.may_acknowledge() => return Err(self.fail(not_allowed()).await),
                     Ok(()) => self.publish(),
                     Err(error) => return Err(self.fail(error).await),
                 },
@@ -352,6 +357,9 @@ impl<'a> Serving<'a> {
                 break;
             }
             match tokio::time::timeout_at(deadline, self.results.next()).await {
+                Ok(Some(Ok(()))) if !self.shared.options.read_right.may_acknowledge() => {
+                    return Err(self.fail(not_allowed()).await);
+                }
                 Ok(Some(Ok(()))) => self.publish(),
                 Ok(Some(Err(error))) => return Err(self.fail(error).await),
                 Ok(None) | Err(_) => break,
@@ -483,6 +491,11 @@ impl Answer {
             "apply request took too long"
         );
     }
+}
+
+/// Storage has it, and somebody else may lead by now: the next session, or the next leader, reads back what holds.
+fn not_allowed() -> LogError {
+    LogError::Unknown("committed at a moment when this process may acknowledge nothing".to_owned())
 }
 
 fn refuse(answers: Vec<Answer>, error: Error) {

@@ -68,7 +68,14 @@ impl Cursor {
 
     async fn next(mut self) -> Result<(RangeStreamResponse, State), engine::Error> {
         let engine = &self.server.inner.engine;
-        let mut chunk = engine.range_published(&self.request, CountMode::AsRead).await?;
+        let mut chunk = loop {
+            let chunk = engine.range_published(&self.request, CountMode::AsRead).await?;
+            // The first chunk decides the revision of all.
+            if self.revision.is_some() || self.request.serializable || engine.is_still_confirmed() {
+                break chunk;
+            }
+            engine.read_barrier().await?;
+        };
         let chunk_bytes = chunk.encoded_len();
         let current = chunk.header.take().map_or(0, |header| header.revision);
         let revision = *self.revision.get_or_insert(current);

@@ -6,6 +6,7 @@
 //! | [`tls`] | certificates, read again while serving; who a client is |
 //! | [`self_signed`] | the certificate of `--auto-tls` |
 //! | [`serve`] | connections: one task each, graceful shutdown with a hard deadline |
+//! | [`drain`] | requests held while a switchover goes on |
 //! | [`http`] | `/health`, `/livez`, `/readyz`, `/version`, `/metrics` with etcd's bodies |
 //! | [`proxy`] | requests forwarded to the active writer |
 //!
@@ -13,6 +14,7 @@
 //! certificate never replaces a good old one. It deliberately knows nothing of etcd's services: it serves a router.
 
 mod client_names;
+pub mod drain;
 pub mod http;
 pub mod listen;
 pub mod proxy;

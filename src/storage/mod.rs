@@ -156,6 +156,11 @@ pub trait Log: Send + Sync {
     /// The present writer's client URLs, for a replica that proxies to it; `None` when there is none.
     fn leader(&self) -> BoxFuture<'_, Result<Option<Vec<String>>, LogError>>;
 
+    /// Whether this process could become the writer as things are. If not, requests don't wait for it.
+    fn may_write(&self) -> bool {
+        true
+    }
+
     /// The read side, usable at any time from anywhere.
     fn reader(&self) -> Arc<dyn Reader>;
 }

@@ -2,4 +2,5 @@
 //! fails over ([`fsm`], pure).
 
 pub mod fsm;
+pub mod pair;
 pub mod postgres;

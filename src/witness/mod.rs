@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `register` P | what a compare-and-swap does |
 //! | `store` | registers in files, each change durable before it is answered |
+//! | `service`, `wire` | the daemon's half of the wire |
+//! | `backend` | the nodes' half, behind a trait |
 //!
 //! Invariant: an answer says which unbroken history it belongs to ([`Answer::instance`]). A register that was wiped, restored from a
 //! copy or put back in place begins a new one, which no node believes before the owner has written to it.
@@ -13,5 +15,8 @@
 //!
 //! [`Answer::instance`]: crate::supervisor::fsm::Answer::instance
 
+pub mod backend;
 pub mod register;
+pub mod service;
 pub mod store;
+mod wire;

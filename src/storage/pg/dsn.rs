@@ -81,6 +81,20 @@ impl PgOptions {
         Self::build(config, Mode::Disable, &Files::default())
     }
 
+    /// One plain session, for whoever needs no more; its connection is served until either side ends it.
+    ///
+    /// # Errors
+    /// PostgreSQL's.
+    pub async fn connect(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a session ended");
+            }
+        });
+        Ok(client)
+    }
+
     /// Reads a connection string: what tokio-postgres reads, and libpq's `sslmode` (all of them but `allow`), `sslrootcert` (a
     /// file, or `system`), `sslcert` and `sslkey`. `password` wins over one in the string.
     ///

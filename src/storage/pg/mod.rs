@@ -33,6 +33,7 @@ use tokio_postgres::Client;
 
 pub use self::dsn::{DsnError, PgOptions};
 use self::reader::PgReader;
+pub use self::session::text;
 use self::session::{Session, unavailable};
 use self::writer::PgWriter;
 use super::{AlarmRow, BoxFuture, LeaseRow, Log, LogError, Meta, Reader, Writer};

@@ -6,8 +6,10 @@
 use std::{fs, path::Path};
 
 use super::{
+    PostgresOptions,
     data_dir::{DataDir, write_durably},
     error::StartError,
+    network::Network,
     user::Account,
 };
 
@@ -18,22 +20,29 @@ pub const DATABASE: &str = "postgres";
 /// Part of the socket's name; nothing listens on TCP.
 pub const PORT: u16 = 5432;
 
+/// Below the data directory: what changes with the node's part in a pair (see `pair/role.rs`).
+pub const ROLE_FILE: &str = "duet.role.conf";
+
 const MIB: u64 = 1 << 20;
 
 /// (name, value, reason)
 type Setting = (&'static str, String, &'static str);
 
 /// What correctness rests on. Without `fsync` (test suites only) data doesn't survive the machine.
-pub fn promises(data_dir: &DataDir, socket_dir: &Path, fsync: bool) -> Vec<Setting> {
-    let durable = if fsync { "on" } else { "off" };
+pub fn promises(data_dir: &DataDir, socket_dir: &Path, options: &PostgresOptions) -> Vec<Setting> {
+    let durable = if options.fsync { "on" } else { "off" };
     let set = |name, value: &str, why| (name, value.to_owned(), why);
     vec![
         set("fsync", durable, "an acknowledged write survives a power cut"),
         set("full_page_writes", durable, "so do the pages around it"),
         set("restart_after_crash", "off", "Duet decides what follows a crash, after it has closed its gate"),
         set("data_sync_retry", "off", "after a failed fsync the page cache can't be trusted: PANIC, never retry"),
-        set("listen_addresses", "", "only Duet connects, through the socket"),
-        set("port", &PORT.to_string(), "the socket's name"),
+        set(
+            "listen_addresses",
+            &options.network.as_ref().map_or_else(String::new, |network| network.listen.ip().to_string()),
+            "only Duet connects, through the socket; a pair's peer by TLS",
+        ),
+        set("port", &options.port().to_string(), "the socket's name; a pair's peer connects to it"),
         set(
             "unix_socket_directories",
             &quote_list_item(&data_dir.seen_by_postgres(socket_dir).to_string_lossy()),
@@ -87,15 +96,22 @@ fn preferences(shared_buffers_bytes: u64) -> Vec<Setting> {
 }
 
 /// The command line's form of [`promises`].
-pub fn arguments(data_dir: &DataDir, socket_dir: &Path, fsync: bool) -> Vec<String> {
-    promises(data_dir, socket_dir, fsync)
+pub fn arguments(data_dir: &DataDir, socket_dir: &Path, options: &PostgresOptions) -> Vec<String> {
+    promises(data_dir, socket_dir, options)
         .into_iter()
+        .chain(options.network.iter().flat_map(|network| network.promises(data_dir)))
         .flat_map(|(name, value, _)| ["-c".to_owned(), format!("{name}={value}")])
         .collect()
 }
 
 /// Writes postgresql.conf, pg_hba.conf and pg_ident.conf into `pgdata`.
-pub fn write(pgdata: &Path, account: &Account, shared_buffers_bytes: u64) -> Result<(), StartError> {
+pub fn write(
+    data_dir: &DataDir,
+    account: &Account,
+    shared_buffers_bytes: u64,
+    network: Option<&Network>,
+) -> Result<(), StartError> {
+    let pgdata = data_dir.pgdata();
     let mut conf = String::from(
         "# Written by Duet at every start: put settings of your own into ../postgres.user.conf, it wins.\n\
          # What Duet's promises rest on (fsync and the like) is on PostgreSQL's command line and can't be changed.\n",
@@ -105,8 +121,11 @@ pub fn write(pgdata: &Path, account: &Account, shared_buffers_bytes: u64) -> Res
     }
     // Relative to this file's directory, so that it says the same however PostgreSQL gets there.
     conf.push_str("\ninclude_if_exists = '../postgres.user.conf'\n");
+    if network.is_some() {
+        conf.push_str(&format!("# What the node of a pair is at the moment.\ninclude_if_exists = '{ROLE_FILE}'\n"));
+    }
 
-    let hba = format!(
+    let mut hba = format!(
         "# Written by Duet at every start. The system user that Duet runs as, and the one that PostgreSQL runs as, are\n\
          # the role {ROLE}; nobody else gets in. No password exists, so none can leak.\n\
          local all {ROLE} peer map={ROLE}\n"
@@ -116,6 +135,11 @@ pub fn write(pgdata: &Path, account: &Account, shared_buffers_bytes: u64) -> Res
     let mut ident = String::from("# Written by Duet at every start.\n");
     for name in names {
         ident.push_str(&format!("{ROLE} \"{name}\" {ROLE}\n"));
+    }
+    if let Some(network) = network {
+        hba.push_str(&network.hba());
+        ident.push_str(&network.ident());
+        network.install_tls(data_dir, account)?;
     }
     for (name, text) in [("postgresql.conf", conf), ("pg_hba.conf", hba), ("pg_ident.conf", ident)] {
         let path = pgdata.join(name);

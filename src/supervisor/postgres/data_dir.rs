@@ -41,7 +41,9 @@ const AUTO_TLS: &str = "fixtures";
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Where a process finds its own open files by number.
 pub const DOORS: &str = "/proc/self/fd/";
-const SOCKET_NAME: &str = ".s.PGSQL.5432";
+/// The longest that PostgreSQL's socket can be called: its port is part of the name.
+const SOCKET_NAME: &str = ".s.PGSQL.65535";
+const SOCKET_PREFIX: &str = ".s.PGSQL.";
 /// Names beyond this many are not needed to tell that a directory is foreign.
 const ENTRIES_MAX: usize = 1000;
 
@@ -216,8 +218,11 @@ impl Drop for DataDir {
 /// Removes what a killed PostgreSQL left in its socket directory. Only while the data directory and PostgreSQL's own
 /// lock are held: then nobody listens there.
 pub fn clear_socket_dir(socket_dir: &Path) {
-    for name in [SOCKET_NAME.to_owned(), format!("{SOCKET_NAME}.lock")] {
-        let _ = fs::remove_file(socket_dir.join(name));
+    let Ok(entries) = fs::read_dir(socket_dir) else { return };
+    for entry in entries.take(ENTRIES_MAX).flatten() {
+        if entry.file_name().to_string_lossy().starts_with(SOCKET_PREFIX) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

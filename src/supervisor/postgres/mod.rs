@@ -16,6 +16,8 @@ mod data_dir;
 mod error;
 mod initdb;
 mod log;
+mod network;
+pub mod pair;
 mod process;
 mod restart;
 mod user;
@@ -38,7 +40,9 @@ use tokio::{
 pub use self::{
     binaries::{Binaries, Version},
     config::{DATABASE, PORT, ROLE},
+    data_dir::write_durably,
     error::StartError,
+    network::{Network, PairTls},
     process::Exit,
     restart::RestartBudget,
     user::Account,
@@ -65,6 +69,8 @@ pub struct PostgresOptions {
     pub fsync: bool,
     /// How long it may take until it accepts connections, crash recovery included.
     pub start_deadline: Duration,
+    /// For a node of a pair: how its peer reaches it. None: it listens on its socket only.
+    pub network: Option<Network>,
 }
 
 impl PostgresOptions {
@@ -77,7 +83,14 @@ impl PostgresOptions {
             shared_buffers_bytes: None,
             fsync: true,
             start_deadline: Duration::from_secs(60),
+            network: None,
         }
+    }
+}
+
+impl PostgresOptions {
+    fn port(&self) -> u16 {
+        self.network.as_ref().map_or(PORT, |network| network.listen.port())
     }
 }
 
@@ -136,15 +149,24 @@ impl Postgres {
     /// Makes the data directory when there is none, ends what an earlier run left, starts PostgreSQL and waits until it
     /// accepts connections.
     pub async fn start(options: PostgresOptions) -> Result<Self, StartError> {
+        let postgres = Self::open(options).await?;
+        postgres.begin_data().await?;
+        let mut running = postgres.running.lock().await;
+        postgres.launch(&mut running).await?;
+        drop(running);
+        Ok(postgres)
+    }
+
+    /// Locks the data directory and finds what is needed to run PostgreSQL in it. Starts nothing.
+    pub async fn open(options: PostgresOptions) -> Result<Self, StartError> {
         let mut data_dir = DataDir::open(&options.data_dir)?;
         let data_major = data_dir.data_major()?;
         let binaries = Binaries::find(options.bin_dir.as_deref(), data_major, &data_dir.pgdata()).await?;
         let account = Account::choose(options.user.as_deref(), data_dir.data_owner_uid())?;
         initdb::check_access(&binaries, &mut data_dir, &account).await?;
-        initdb::ensure(&binaries, &data_dir, &account, options.fsync).await?;
         let socket_dir = data_dir.make_socket_dir(&account)?;
         let recent = Recent::naming(data_dir.names());
-        let postgres = Self {
+        Ok(Self {
             options,
             binaries,
             account,
@@ -153,17 +175,18 @@ impl Postgres {
             recent,
             status: Arc::new(watch::Sender::new(Status::Starting)),
             running: Mutex::new(None),
-        };
-        let mut running = postgres.running.lock().await;
-        postgres.launch(&mut running).await?;
-        drop(running);
-        Ok(postgres)
+        })
+    }
+
+    /// Makes the data directory when there is none; throws away an initdb that was interrupted.
+    pub async fn begin_data(&self) -> Result<(), StartError> {
+        initdb::ensure(&self.binaries, &self.data_dir, &self.account, self.options.fsync).await
     }
 
     /// How to connect: the socket, the role, the database. Contains no secret.
     pub fn connect_config(&self) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(&self.socket_dir).port(PORT).user(ROLE).dbname(DATABASE).connect_timeout(CONNECT_DEADLINE);
+        config.host_path(&self.socket_dir).port(self.options.port()).user(ROLE).dbname(DATABASE).connect_timeout(CONNECT_DEADLINE);
         config
     }
 
@@ -234,18 +257,41 @@ impl Postgres {
         }
     }
 
+    /// Ends what an earlier run left.
+    async fn end_leftovers(&self) -> Result<(), StartError> {
+        Family::of(&self.data_dir, &self.account).end().await.map(drop)
+    }
+
+    /// Ends it and every process of it: at once, and what hasn't ended after `patience` by force, stopped processes too.
+    async fn end_at_once(&self, patience: Duration) {
+        let mut running = self.running.lock().await;
+        let Some(Running { signals, exit, on_purpose }) = running.as_mut() else {
+            self.status.send_replace(Status::Stopped);
+            return;
+        };
+        on_purpose.store(true, Ordering::Release);
+        let _ = signals.try_send(Signal::SIGQUIT);
+        let family = Family::of(&self.data_dir, &self.account);
+        let ended = tokio::time::timeout(patience, exit.wait_for(Option::is_some)).await.is_ok();
+        if !(ended && family.has_ended()) {
+            family.kill(IMMEDIATE_DEADLINE).await;
+        }
+        *running = None;
+        self.status.send_replace(Status::Stopped);
+    }
+
     async fn launch(&self, running: &mut Option<Running>) -> Result<(), StartError> {
         let pgdata = self.data_dir.pgdata();
         let lock = Family::of(&self.data_dir, &self.account).end().await?;
         process::remove_stale_pid_file(&pgdata, &lock);
         data_dir::clear_socket_dir(&self.socket_dir);
         let shared_buffers_bytes = self.options.shared_buffers_bytes.unwrap_or_else(config::default_shared_buffers_bytes);
-        config::write(&pgdata, &self.account, shared_buffers_bytes)?;
+        config::write(&self.data_dir, &self.account, shared_buffers_bytes, self.options.network.as_ref())?;
 
         self.recent.clear();
         self.status.send_replace(Status::Starting);
         let began = Instant::now();
-        let child = process::spawn(&self.binaries, &self.data_dir, &self.account, &self.socket_dir, self.options.fsync, lock)?;
+        let child = process::spawn(&self.binaries, &self.data_dir, &self.account, &self.socket_dir, &self.options, lock)?;
         let pid = child.id().unwrap_or_default();
         let (signals, received) = mpsc::channel(4);
         let (exit_sent, exit) = watch::channel(None);

@@ -20,6 +20,7 @@ use nix::{
 use tokio::{process::Child, sync::mpsc, time::Instant};
 
 use super::{
+    PostgresOptions,
     binaries::Binaries,
     config,
     data_dir::{DOORS, DataDir},
@@ -124,6 +125,21 @@ impl Family {
         }
     }
 
+    /// Whether every process has ended.
+    pub fn has_ended(&self) -> bool {
+        self.try_lock().is_ok_and(|lock| lock.is_some())
+    }
+
+    /// Kills every process, also those that are stopped, and waits until they are gone, but not for ever.
+    pub async fn kill(&self, deadline: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < deadline && !self.has_ended() {
+            // Again each time: a process that was being started when the others were looked for.
+            self.signal(Signal::SIGKILL, false);
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// Waits until every process has ended, ending them: fast, then at once, then by force.
     pub async fn end(&self) -> Result<AllEnded, StartError> {
         let began = Instant::now();
@@ -179,14 +195,14 @@ pub fn spawn(
     data_dir: &DataDir,
     account: &Account,
     socket_dir: &Path,
-    fsync: bool,
+    options: &PostgresOptions,
     lock: AllEnded,
 ) -> Result<Child, StartError> {
     let program = binaries.program("postgres");
     initdb::command(&program, account)
         .arg("-D")
         .arg(data_dir.seen_by_postgres(&data_dir.pgdata()))
-        .args(config::arguments(data_dir, socket_dir, fsync))
+        .args(config::arguments(data_dir, socket_dir, options))
         .current_dir(data_dir.seen_by_postgres(data_dir.root()))
         .stdin(Stdio::from(lock.0))
         .stdout(Stdio::null())

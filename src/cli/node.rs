@@ -1,0 +1,284 @@
+//! `duet node`: one of a pair. A PostgreSQL of its own, the engine, the façade, and the supervisor that decides with the peer and the
+//! witness who leads.
+//!
+//! The supervisor has threads of its own, so that no load on the API delays a heartbeat.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::load::{self, Loaded};
+use super::server::{PairSide, PeerPort, Prepared, StopSignals};
+use super::{Failure, dev, runtime};
+use crate::config::{Config, ListenAddress, ListenUrl, PairConfig};
+use crate::engine::{ReadLease, ReadRight, Role};
+use crate::net::Listeners;
+use crate::net::drain::Drain;
+use crate::net::proxy::{Answering, Upstream};
+use crate::net::tls::{self, Tls};
+use crate::proto::duetpb::admin_server::AdminServer;
+use crate::proto::duetpb::peer_server::PeerServer;
+use crate::storage::pg::{PgLog, PgOptions};
+use crate::supervisor::fsm::{NodeId, Setup, Wish};
+use crate::supervisor::pair::admin::AdminService;
+use crate::supervisor::pair::driver::{Driver, Handle, Parts, View};
+use crate::supervisor::pair::gate::{Gate, Rights};
+use crate::supervisor::pair::history::History;
+use crate::supervisor::pair::link::{Link, PeerService, certificate_name};
+use crate::supervisor::pair::log::GatedLog;
+use crate::supervisor::pair::record::{RecordError, RecordFile};
+use crate::supervisor::postgres::pair::{PairOptions, PairPostgres, PairTls};
+use crate::witness::backend;
+
+const USAGE: &str = "duet node --config-file FILE [flags]";
+/// How long PostgreSQL may take to stop in order.
+const POSTGRES_STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a stop waits for the peer to take over.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(5);
+/// Threads of the supervisor: heartbeats go on while one of them waits for a disk.
+const SUPERVISOR_THREADS: usize = 2;
+
+/// Runs the command.
+///
+/// # Errors
+/// Exit codes as `--help` lists them.
+pub fn run(args: &[String]) -> Result<(), Failure> {
+    let Some(loaded) = load::load(args, USAGE)? else { return Ok(()) };
+    if loaded.config.external.is_some() {
+        return Err(Failure::usage("--database belongs to duet serve; duet node runs a PostgreSQL of its own"));
+    }
+    let Some(pair) = loaded.config.pair.clone() else {
+        return Err(Failure::usage("the pair is not configured; duet init writes the configuration of both nodes and the witness"));
+    };
+    serve(loaded, pair)
+}
+
+fn serve(loaded: Loaded, pair: PairConfig) -> Result<(), Failure> {
+    loaded.start_logging()?;
+    let supervisor = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SUPERVISOR_THREADS)
+        .enable_all()
+        .thread_name("duet-pair")
+        .build()
+        .map_err(|error| Failure::serving(format!("can't start threads: {error}")))?;
+    runtime()?.block_on(node(loaded.config, pair, supervisor.handle()))
+}
+
+async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Handle) -> Result<(), Failure> {
+    let mut signals = StopSignals::new(&config)?;
+    let mut prepared = Prepared::new(config)?;
+    let peer_tls = pair.tls.config();
+    let port_tls = Tls::load(peer_tls.clone(), prepared.metrics().clone())?;
+    let client_tls = tls::client_config(&peer_tls)?;
+    let listen = [ListenUrl { address: ListenAddress::Tcp(pair.listen_peer), tls: true }];
+    let listeners = Listeners::bind(&listen, false)?;
+
+    let gate = Gate::default();
+    let drain = Drain::default();
+    let stop = CancellationToken::new();
+    let (serving, serves) = watch::channel(false);
+    let started = Started {
+        gate: gate.clone(),
+        drain: drain.clone(),
+        serves,
+        client_tls: Arc::clone(&client_tls),
+        stop: stop.clone(),
+    };
+    let options = pair_options(prepared.config(), &pair);
+    let starting = supervisor.spawn(started.start(options, pair.clone()));
+    let supervised = tokio::select! {
+        supervised = starting => supervised.map_err(|error| Failure::serving(error.to_string()))??,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before the supervisor was up");
+            return Ok(());
+        }
+    };
+    let Supervised { postgres, handle, link, ended } = supervised;
+
+    let log = PgOptions::local(postgres.connect_config())
+        .map_err(|error| error.to_string())
+        .and_then(|options| PgLog::new(options).map_err(|error| error.to_string()))
+        .map_err(Failure::serving)?;
+    let log = Arc::new(GatedLog::new(Arc::new(log), gate.clone()));
+    let engine = prepared.engine(log, ReadRight::Lease(Arc::new(gate.clone())));
+    tokio::spawn(tell_serving(engine.role(), serving));
+    let upstream = upstream_of(&pair, Arc::clone(&client_tls));
+    let (answering, answers) = watch::channel(Answering::Nobody);
+    tokio::spawn(answer(engine.role(), handle.views(), gate.clone(), upstream, answering));
+
+    let peer_name = certificate_name(pair.node.peer(), &pair.cluster);
+    let services = tonic::service::Routes::new(PeerServer::new(PeerService::new(link, peer_name.clone(), stop.clone())))
+        .add_service(AdminServer::new(AdminService::new(handle.clone())));
+    let port = PeerPort {
+        listeners,
+        tls: port_tls,
+        services: services.into_axum_router(),
+        callers: Arc::from([certificate_name(pair.node, &pair.cluster), peer_name]),
+    };
+    let before_stop = Box::pin(hand_over(handle.clone(), gate.changes()));
+    prepared.join_pair(PairSide { drain, port, before_stop });
+
+    let gave_up = async move { ended.await.unwrap_or_else(|_| Failure::serving("the supervisor ended without being asked to")) };
+    let outcome = prepared.run(engine, Some(answers), gave_up, &mut signals).await;
+    stop.cancel();
+    let stopped = supervisor.spawn(async move { postgres.shutdown(POSTGRES_STOP_TIMEOUT).await }).await;
+    tracing::info!(postgres = ?stopped.ok(), "stopped");
+    outcome
+}
+
+/// What the supervisor's start needs.
+struct Started {
+    gate: Gate,
+    drain: Drain,
+    serves: watch::Receiver<bool>,
+    client_tls: Arc<rustls::ClientConfig>,
+    stop: CancellationToken,
+}
+
+/// A supervisor that runs.
+struct Supervised {
+    postgres: Arc<PairPostgres>,
+    handle: Handle,
+    link: Link,
+    /// Tells why it ended, if it ends by itself.
+    ended: oneshot::Receiver<Failure>,
+}
+
+impl Started {
+    /// Runs on the supervisor's own threads, and so does everything that it starts.
+    async fn start(self, options: PairOptions, pair: PairConfig) -> Result<Supervised, Failure> {
+        let data_dir = options.postgres.data_dir.clone();
+        let postgres = Arc::new(PairPostgres::open(options).await?);
+        let (file, record) = RecordFile::open(&data_dir, &pair.cluster, pair.node).map_err(record_failure)?;
+        let link = Link::bind(pair.listen_peer, (pair.peer.host.clone(), pair.peer.port)).await;
+        let link = link.map_err(|error| Failure::bind(error.to_string()))?;
+        let connect = |url: &String| backend::connect(url, &pair.cluster, Some(Arc::clone(&self.client_tls)));
+        let witness = pair.witness.as_ref().map(connect).transpose().map_err(Failure::usage)?;
+        let setup =
+            Setup { me: pair.node, timing: pair.timing, witness: witness.is_some(), begins: pair.node == NodeId::A };
+        let parts = Parts {
+            setup,
+            cluster: pair.cluster.clone(),
+            file,
+            record,
+            postgres: Arc::clone(&postgres),
+            witness,
+            link: link.clone(),
+            gate: self.gate,
+            drain: self.drain,
+            history: Arc::new(History::open(&data_dir)),
+            serving: self.serves,
+        };
+        let (driver, handle) = Driver::new(parts);
+        let (tell, ended) = oneshot::channel();
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            if let Err(error) = driver.run(stop).await {
+                tracing::error!("{error}");
+                let _ = tell.send(Failure::serving(error.to_string()));
+            }
+        });
+        let upstream = upstream_of(&pair, self.client_tls);
+        tokio::spawn(link.clone().introduce(move || upstream().channel(), self.stop));
+        Ok(Supervised { postgres, handle, link, ended })
+    }
+}
+
+fn record_failure(error: RecordError) -> Failure {
+    match error {
+        RecordError::Io { .. } => Failure::serving(error.to_string()),
+        RecordError::Spoilt { .. } | RecordError::Foreign { .. } => Failure::unusable(error.to_string()),
+    }
+}
+
+fn pair_options(config: &Config, pair: &PairConfig) -> PairOptions {
+    PairOptions {
+        postgres: dev::postgres_options(config),
+        me: pair.node,
+        cluster: pair.cluster.clone(),
+        listen: pair.pg_listen,
+        peer: (pair.pg_peer.host.clone(), pair.pg_peer.port),
+        tls: PairTls {
+            cert_file: pair.tls.cert_file.clone(),
+            key_file: pair.tls.key_file.clone(),
+            ca_file: pair.tls.trusted_ca_file.clone(),
+        },
+    }
+}
+
+/// New connections to the peer: those of an earlier leadership may lead to a machine that is gone.
+fn upstream_of(pair: &PairConfig, tls: Arc<rustls::ClientConfig>) -> impl Fn() -> Upstream + Send + Sync + 'static + use<> {
+    let url = format!("https://{}", pair.peer);
+    move || Upstream::new(&url, Some(Arc::clone(&tls))).expect("the peer's URL was checked with the configuration")
+}
+
+/// Says where requests are answered: here while this node leads, at the peer while that one says that it does.
+async fn answer(
+    mut role: watch::Receiver<Role>,
+    mut views: watch::Receiver<View>,
+    gate: Gate,
+    upstream: impl Fn() -> Upstream,
+    answering: watch::Sender<Answering>,
+) {
+    loop {
+        let here = gate.rights().owns && matches!(*role.borrow_and_update(), Role::Active | Role::Recovering);
+        let there = views.borrow_and_update().peer_leads();
+        answering.send_if_modified(|now| {
+            let next = match (&*now, here, there) {
+                (Answering::Here, true, _) | (Answering::There(_), false, true) | (Answering::Nobody, false, false) => return false,
+                (_, true, _) => Answering::Here,
+                (_, false, true) => Answering::There(upstream()),
+                (_, false, false) => Answering::Nobody,
+            };
+            *now = next;
+            true
+        });
+        let ended = tokio::select! {
+            changed = role.changed() => changed.is_err(),
+            changed = views.changed() => changed.is_err(),
+        };
+        if ended {
+            answering.send_replace(Answering::Nobody);
+            return;
+        }
+    }
+}
+
+/// Tells the supervisor when requests are really answered, for the figures of a takeover.
+async fn tell_serving(mut role: watch::Receiver<Role>, serving: watch::Sender<bool>) {
+    loop {
+        let serves = *role.borrow_and_update() == Role::Active;
+        serving.send_if_modified(|now| std::mem::replace(now, serves) != serves);
+        if role.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives the leadership away, if there is somebody to take it.
+async fn hand_over(handle: Handle, mut rights: watch::Receiver<Rights>) {
+    if !rights.borrow().owns {
+        return;
+    }
+    match handle.order(Wish::Switchover).await {
+        Ok(text) => {
+            tracing::info!("{text}");
+            if tokio::time::timeout(HANDOVER_PATIENCE, rights.wait_for(|rights| !rights.owns)).await.is_err() {
+                tracing::warn!("the peer did not take over in time; stopping all the same");
+            }
+        }
+        Err(why) => tracing::info!(why, "stopping without handing over"),
+    }
+}
+
+impl ReadLease for Gate {
+    fn may_read(&self) -> bool {
+        Gate::may_read(self)
+    }
+
+    fn may_acknowledge(&self) -> bool {
+        Gate::may_acknowledge(self)
+    }
+}

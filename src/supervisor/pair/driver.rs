@@ -1,0 +1,428 @@
+//! The loop: an event, a step of the state machine, its actions in their order.
+//!
+//! What the state machine relies on, and where it is kept: actions are done in order, and nothing after a [`Action::Persist`] before
+//! the record is durable ([`Driver::perform`]); a report of PostgreSQL's that belongs to an earlier goal is not passed on
+//! ([`Driver::reported`]); the gate never allows more than the step before and the step after both do, while actions are under way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::clock;
+use super::gate::{Gate, Rights};
+use super::history::{History, Takeover};
+use super::link::Link;
+use super::record::{RecordError, RecordFile};
+use super::status::{NodeStatus, explain};
+use crate::net::drain::Drain;
+use crate::supervisor::fsm::{
+    Action, Event, Goal, NodeId, Note, Phase, Postgres, Record, Register, Setup, State, SwapOutcome, Wish, step,
+};
+use crate::supervisor::postgres::StartError;
+use crate::supervisor::postgres::pair::{PairPostgres, Report};
+use crate::types::Millis;
+use crate::witness::backend::Witness;
+
+/// Questions and compare-and-swaps that may be under way to the witness at once; more would only queue up behind a witness that is gone.
+const WITNESS_CALLS_MAX: usize = 4;
+const ORDERS_MAX: usize = 16;
+
+/// Why the driver gave up. The node must end then: it can't promise anything any more.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// Nothing may be built on a record that isn't durable.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The store could not be begun.
+    #[error(transparent)]
+    Postgres(#[from] StartError),
+}
+
+/// An operator's wish and where its answer goes: what will happen, or why nothing does.
+pub struct Order {
+    wish: Wish,
+    answer: oneshot::Sender<Result<String, String>>,
+}
+
+/// What the driver works with.
+pub struct Parts {
+    /// What the node was told.
+    pub setup: Setup,
+    /// The pair's name.
+    pub cluster: String,
+    /// The record's file.
+    pub file: RecordFile,
+    /// What it said at the start.
+    pub record: Record,
+    /// PostgreSQL.
+    pub postgres: Arc<PairPostgres>,
+    /// The third party, if there is one.
+    pub witness: Option<Arc<dyn Witness>>,
+    /// The way to the peer.
+    pub link: Link,
+    /// What the rest of the process may do.
+    pub gate: Gate,
+    /// Holds requests.
+    pub drain: Drain,
+    /// What happened.
+    pub history: Arc<History>,
+    /// The engine serves.
+    pub serving: watch::Receiver<bool>,
+}
+
+/// The rest of the process's hold on the driver.
+#[derive(Clone)]
+pub struct Handle {
+    orders: mpsc::Sender<Order>,
+    views: watch::Receiver<View>,
+    internal: mpsc::Sender<Event>,
+    parts: Arc<Seen>,
+}
+
+struct Seen {
+    cluster: String,
+    postgres: Arc<PairPostgres>,
+    history: Arc<History>,
+}
+
+/// What the driver knows, for those who only look.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// The state machine's state.
+    pub state: State,
+}
+
+impl View {
+    /// Whether the peer leads, and says so: requests are forwarded to it.
+    #[must_use]
+    pub fn peer_leads(&self) -> bool {
+        let state = &self.state;
+        let patience = state.setup.timing.takeover_after;
+        state.phase == Phase::Follower
+            && state.hears_peer(patience, clock::now())
+            && state.peer.is_some_and(|peer| peer.heartbeat.leading)
+    }
+}
+
+impl Handle {
+    /// Passes a wish on; what will happen, or why nothing does.
+    ///
+    /// # Errors
+    /// Why nothing is done.
+    pub async fn order(&self, wish: Wish) -> Result<String, String> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || "this node is stopping".to_owned();
+        self.orders.send(Order { wish, answer }).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Has the follower's copy made anew, as if PostgreSQL had found that it can't be used.
+    ///
+    /// # Errors
+    /// This node doesn't follow a leader.
+    pub fn reinit(&self) -> Result<String, String> {
+        let state = self.views.borrow().state;
+        if state.phase != Phase::Follower || !self.views.borrow().peer_leads() {
+            return Err(format!("only a node that follows a leader can be made anew. {}", explain(&state, clock::now())));
+        }
+        let asked = self.internal.try_send(Event::RebuildNeeded);
+        asked.map_err(|_| "this node is busy or stopping; try again".to_owned())?;
+        Ok("this node's copy is made anew from the leader's; until then the pair can't lose the leader".to_owned())
+    }
+
+    /// Follows what the driver knows.
+    #[must_use]
+    pub fn views(&self) -> watch::Receiver<View> {
+        self.views.clone()
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.parts.history
+    }
+
+    /// The status of now.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let details = self.parts.postgres.reports().borrow().details.clone();
+        let state = self.views.borrow().state;
+        NodeStatus::of(&state, &self.parts.cluster, details, self.parts.history.last_takeover(), clock::now())
+    }
+}
+
+/// See the module.
+pub struct Driver {
+    parts: Parts,
+    state: State,
+    goal: u64,
+    orders: mpsc::Receiver<Order>,
+    views: watch::Sender<View>,
+    internal: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    witness_calls: Arc<tokio::sync::Semaphore>,
+    clock: TakeoverClock,
+}
+
+impl Driver {
+    /// A driver that has done nothing yet, and the hold on it.
+    #[must_use]
+    pub fn new(parts: Parts) -> (Self, Handle) {
+        let mut record = parts.record;
+        // A directory that was emptied, or a copy that was interrupted: what the record says of it isn't true any more.
+        record.complete &= parts.postgres.has_data();
+        let state = State::new(parts.setup, record, clock::now());
+        let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
+        let (views, views_rx) = watch::channel(View { state });
+        let (internal, events) = mpsc::channel(WITNESS_CALLS_MAX + ORDERS_MAX);
+        let seen = Seen {
+            cluster: parts.cluster.clone(),
+            postgres: Arc::clone(&parts.postgres),
+            history: Arc::clone(&parts.history),
+        };
+        let driver = Self {
+            goal: 0,
+            orders: orders_rx,
+            views,
+            internal: internal.clone(),
+            events,
+            witness_calls: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
+            clock: TakeoverClock::default(),
+            state,
+            parts,
+        };
+        (driver, Handle { orders, views: views_rx, internal, parts: Arc::new(seen) })
+    }
+
+    /// Runs until `stop`, or until nothing can be promised any more; the gate is closed then.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), DriverError> {
+        let gate = self.parts.gate.clone();
+        let outcome = self.serve(stop).await;
+        gate.set(Rights::default());
+        outcome
+    }
+
+    async fn serve(&mut self, stop: CancellationToken) -> Result<(), DriverError> {
+        if self.state.record != self.parts.record {
+            self.parts.file.save(&self.state.record)?;
+        }
+        self.goal = self.parts.postgres.pursue(Goal::Stopped);
+        let mut ticks = tokio::time::interval(Duration::from_millis(self.state.setup.timing.heartbeat));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reports = self.parts.postgres.reports();
+        let mut serving = self.parts.serving.clone();
+        let link = self.parts.link.clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                _ = ticks.tick() => self.event(Event::Tick).await?,
+                heartbeat = link.receive() => self.event(Event::Heard(heartbeat)).await?,
+                Some(event) = self.events.recv() => self.event(event).await?,
+                Ok(()) = reports.changed() => {
+                    let report = reports.borrow_and_update().clone();
+                    self.reported(report).await?;
+                }
+                Some(order) = self.orders.recv() => self.ordered(order).await?,
+                Ok(()) = serving.changed() => {
+                    let serves = *serving.borrow_and_update();
+                    self.clock.serving(serves, &self.state, &self.parts.history);
+                }
+            }
+        }
+    }
+
+    /// Passes a report on, if it is about the goal in force.
+    async fn reported(&mut self, report: Report) -> Result<(), DriverError> {
+        if report.goal != self.goal {
+            return Ok(());
+        }
+        self.event(Event::Postgres(report.postgres)).await?;
+        if report.rebuild_needed && report.goal == self.goal {
+            self.event(Event::RebuildNeeded).await?;
+        }
+        Ok(())
+    }
+
+    async fn ordered(&mut self, order: Order) -> Result<(), DriverError> {
+        let before = self.state;
+        self.event(Event::Operator(order.wish)).await?;
+        let after = &self.state;
+        let now = clock::now();
+        let answer = match order.wish {
+            Wish::Switchover if before.handover.is_none() && after.handover.is_some() => {
+                Ok("handing over: requests are held until the peer leads".to_owned())
+            }
+            Wish::Switchover => Err(why_no_switchover(&before, now)),
+            Wish::AcceptDataLoss if after.is_owner() && !before.is_owner() => {
+                Ok(format!("this node is the owner from epoch {} on", after.record.seen.map_or(0, |seen| seen.epoch)))
+            }
+            Wish::AcceptDataLoss if before.is_owner() => Err("this node is the owner already".to_owned()),
+            Wish::AcceptDataLoss => Err("this node has no whole copy of the data".to_owned()),
+            Wish::Pause { until } => Ok(format!("no failover by itself for {} s", until.saturating_sub(now) / 1000)),
+            Wish::Resume => Ok("failover happens by itself again".to_owned()),
+        };
+        // An operator who went away is no error.
+        let _ = order.answer.send(answer);
+        Ok(())
+    }
+
+    async fn event(&mut self, event: Event) -> Result<(), DriverError> {
+        let now = clock::now();
+        let before = Rights::of(&self.state);
+        let (next, actions) = step(&self.state, event, now);
+        let after = Rights::of(&next);
+        self.clock.stepped(&self.state, &next, &actions, now);
+        self.state = next;
+        self.parts.gate.set(before.and(after));
+        self.perform(actions).await?;
+        self.parts.gate.set(after);
+        self.views.send_replace(View { state: self.state });
+        Ok(())
+    }
+
+    async fn perform(&mut self, actions: Vec<Action>) -> Result<(), DriverError> {
+        if actions.contains(&Action::Note(Note::Began)) {
+            // The record says that the copy is whole: so it must be there before the record is.
+            self.parts.postgres.begin_data().await?;
+        }
+        for action in actions {
+            match action {
+                Action::Persist(record) => tokio::task::block_in_place(|| self.parts.file.save(&record))?,
+                Action::Pursue(goal) => self.goal = self.parts.postgres.pursue(goal),
+                Action::Ask => self.ask(),
+                Action::Swap { instance, expected, new } => self.swap(instance, expected, new),
+                Action::Send(heartbeat) => self.parts.link.send(&heartbeat),
+                Action::Drain => self.drain(),
+                Action::Undrain => self.parts.drain.release(),
+                Action::Note(note) => self.parts.history.note(&self.state, note),
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&self) {
+        let Some(witness) = self.parts.witness.clone() else { return };
+        let Ok(permit) = Arc::clone(&self.witness_calls).try_acquire_owned() else { return };
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            match witness.read().await {
+                Ok(answer) => drop(internal.send(Event::Read(answer)).await),
+                Err(error) => tracing::debug!(%error, witness = witness.describe(), "the witness doesn't answer"),
+            }
+        });
+    }
+
+    fn swap(&self, instance: u64, expected: u64, new: Register) {
+        let Some(witness) = self.parts.witness.clone() else { return };
+        // Without a permit it is as if it had been lost on the way: it is sent again.
+        let Ok(permit) = Arc::clone(&self.witness_calls).try_acquire_owned() else { return };
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let outcome = witness.swap(instance, expected, new).await;
+            if outcome == SwapOutcome::Unknown {
+                tracing::debug!(witness = witness.describe(), "nobody knows whether the witness has written");
+            }
+            let _ = internal.send(Event::Swapped { new, outcome }).await;
+        });
+    }
+
+    fn drain(&self) {
+        self.parts.drain.hold();
+        let (drain, internal) = (self.parts.drain.clone(), self.internal.clone());
+        // A switchover that is given up releases the hold, and this ends with it sooner or later; a late report is passed over.
+        tokio::spawn(async move {
+            drain.drained().await;
+            let _ = internal.send(Event::Drained).await;
+        });
+    }
+}
+
+fn why_no_switchover(state: &State, now: Millis) -> String {
+    if state.phase != Phase::Leader {
+        return format!("this node doesn't lead; ask node {}", super::record::letter(state.me().peer()));
+    }
+    if state.handover.is_some() {
+        return "a switchover is under way already".to_owned();
+    }
+    if !state.peer_is_synchronous(now) {
+        return format!("the peer is not in step, so it can't take over. {}", explain(state, now));
+    }
+    format!("not at this moment. {}", explain(state, now))
+}
+
+/// Measures a takeover of this node's by phase.
+#[derive(Debug, Default)]
+struct TakeoverClock(Option<UnderWay>);
+
+#[derive(Clone, Copy, Debug)]
+struct UnderWay {
+    unplanned: bool,
+    /// The leader's last sign, or its request.
+    sign: Millis,
+    asked: Millis,
+    owned: Option<Millis>,
+    promoted: Option<Millis>,
+    opened: Option<Millis>,
+}
+
+impl TakeoverClock {
+    fn stepped(&mut self, before: &State, after: &State, actions: &[Action], now: Millis) {
+        if actions.contains(&Action::Note(Note::TakesOver)) {
+            let released = before.peer.is_some_and(|peer| peer.heartbeat.released);
+            let sign = before.peer.map_or(now, |peer| peer.heard_at);
+            self.0 = Some(UnderWay { unplanned: !released, sign, asked: now, owned: None, promoted: None, opened: None });
+        }
+        let Some(under_way) = &mut self.0 else { return };
+        let owner: Option<NodeId> = after.record.seen.map(|seen| seen.owner);
+        if owner == Some(after.me()) {
+            under_way.owned.get_or_insert(now);
+        }
+        if under_way.owned.is_some() && matches!(after.postgres, Postgres::Primary(_)) {
+            under_way.promoted.get_or_insert(now);
+        }
+        if after.may_acknowledge(now) {
+            under_way.opened.get_or_insert(now);
+        }
+        if under_way.owned.is_some() && owner != Some(after.me()) {
+            self.0 = None;
+        }
+    }
+
+    fn serving(&mut self, serves: bool, state: &State, history: &History) {
+        let Some(UnderWay { unplanned, sign, asked, owned: Some(owned), promoted: Some(promoted), opened: Some(opened) }) = self.0
+        else {
+            return;
+        };
+        if !serves {
+            return;
+        }
+        self.0 = None;
+        let now = clock::now();
+        let takeover = Takeover {
+            unplanned,
+            detect_ms: asked.saturating_sub(sign),
+            decide_ms: owned.saturating_sub(asked),
+            promote_ms: promoted.saturating_sub(owned),
+            open_ms: opened.saturating_sub(promoted),
+            serve_ms: now.saturating_sub(opened),
+        };
+        let text = format!(
+            "took over in {} ms: detect {}, decide {}, promote {}, open {}, serve {}",
+            now.saturating_sub(sign),
+            takeover.detect_ms,
+            takeover.decide_ms,
+            takeover.promote_ms,
+            takeover.open_ms,
+            takeover.serve_ms
+        );
+        history.add(state, "took-over", text, Some(takeover));
+    }
+}

@@ -1,0 +1,134 @@
+//! What this process may do at this moment, as the state machine sees it.
+//!
+//! Everybody who acknowledges a write or answers a linearizable read asks here, with the clock of that moment: a process that was
+//! stopped in between finds its lease run out. The driver is the only one who changes it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::clock;
+use crate::supervisor::fsm::{Phase, State};
+use crate::types::{Epoch, Millis};
+
+/// The rights of a moment. Times are on the boot-time clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// This node is the register's owner: if nobody serves now, it will.
+    pub owns: bool,
+    /// Open, from `not_before` on: what PostgreSQL shows is safe, and what it commits may be acknowledged.
+    pub open: bool,
+    /// A promise of this node's own, not to take over, lasts until then.
+    pub not_before: Millis,
+    /// Linearizable reads are answered until then; `Millis::MAX` without the need of a lease.
+    pub read_until: Millis,
+    /// The epoch that the pair is in.
+    pub epoch: Epoch,
+}
+
+impl Rights {
+    /// What `state` allows.
+    #[must_use]
+    pub fn of(state: &State) -> Self {
+        let read_until = if state.may_be_alone() { Millis::MAX } else { state.lease_until };
+        Self {
+            owns: state.is_owner() && state.phase == Phase::Leader,
+            // The promise is asked for with the clock of the moment that it is needed in.
+            open: state.may_acknowledge(Millis::MAX),
+            not_before: state.promised_until,
+            read_until,
+            epoch: state.record.seen.map_or(0, |seen| seen.epoch),
+        }
+    }
+
+    /// What both allow: the gate while actions are done that lead from one to the other.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            owns: self.owns && other.owns,
+            open: self.open && other.open,
+            not_before: self.not_before.max(other.not_before),
+            read_until: self.read_until.min(other.read_until),
+            epoch: self.epoch.max(other.epoch),
+        }
+    }
+
+    /// Whether a commit may be acknowledged, and a session for writing be opened, at `now`.
+    #[must_use]
+    pub fn may_acknowledge(&self, now: Millis) -> bool {
+        self.open && now >= self.not_before
+    }
+
+    /// Whether what is published may be shown as the newest at `now`.
+    #[must_use]
+    pub fn may_read(&self, now: Millis) -> bool {
+        self.may_acknowledge(now) && now < self.read_until
+    }
+}
+
+/// The gate; clones share it. Closed before the driver opens it.
+#[derive(Clone, Debug)]
+pub struct Gate(Arc<watch::Sender<Rights>>);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Rights::default())))
+    }
+}
+
+impl Gate {
+    /// Changes the rights; for the driver alone.
+    pub(super) fn set(&self, rights: Rights) {
+        self.0.send_if_modified(|present| {
+            let changed = *present != rights;
+            *present = rights;
+            changed
+        });
+    }
+
+    /// The rights of now.
+    #[must_use]
+    pub fn rights(&self) -> Rights {
+        *self.0.borrow()
+    }
+
+    /// Follows the rights.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Rights> {
+        self.0.subscribe()
+    }
+
+    /// See [`Rights::may_acknowledge`].
+    #[must_use]
+    pub fn may_acknowledge(&self) -> bool {
+        self.rights().may_acknowledge(clock::now())
+    }
+
+    /// See [`Rights::may_read`].
+    #[must_use]
+    pub fn may_read(&self) -> bool {
+        self.rights().may_read(clock::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: Rights = Rights { owns: true, open: true, not_before: 100, read_until: 500, epoch: 1 };
+
+    #[test]
+    fn a_lease_that_ran_out_stops_reads_and_not_acknowledgements() {
+        assert!(!OPEN.may_acknowledge(99) && !OPEN.may_read(99), "its own promise still holds");
+        assert!(OPEN.may_acknowledge(100) && OPEN.may_read(499));
+        assert!(OPEN.may_acknowledge(500) && !OPEN.may_read(500));
+    }
+
+    #[test]
+    fn on_the_way_only_what_both_allow_is_allowed() {
+        let shut = Rights { open: false, read_until: 300, ..OPEN };
+        assert!(!OPEN.and(shut).may_acknowledge(200) && !shut.and(OPEN).may_acknowledge(200));
+        let shorter = Rights { read_until: 300, ..OPEN };
+        assert!(OPEN.and(shorter).may_read(299) && !OPEN.and(shorter).may_read(300));
+    }
+}

@@ -1,0 +1,206 @@
+//! What happened to the pair, as this node saw it: a bounded file of JSON lines that operators read (`duet history`), and the newest
+//! entries in memory. A takeover is told by phase: how long it took to notice, to decide, to promote and to open.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::record::letter;
+use crate::supervisor::fsm::{Note, State};
+use crate::types::{Epoch, Millis};
+
+const FILE: &str = "history.jsonl";
+const OLDER: &str = "history.1.jsonl";
+/// Then the file becomes the older one, and that one goes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const IN_MEMORY_MAX: usize = 200;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When, in milliseconds since 1970 by the calendar of this node.
+    pub at_ms: u64,
+    /// Which node saw it.
+    pub node: char,
+    /// The epoch that it belongs to.
+    pub epoch: Epoch,
+    /// What, in one word for programs.
+    pub what: String,
+    /// What, for people.
+    pub text: String,
+    /// The takeover that ended with this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub takeover: Option<Takeover>,
+}
+
+/// How long a takeover took, by phase, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Takeover {
+    /// Nobody asked for it: the leader was missed.
+    pub unplanned: bool,
+    /// From the leader's last sign of life, or its request, to the decision to ask for the ownership.
+    pub detect_ms: Millis,
+    /// To the witness's answer.
+    pub decide_ms: Millis,
+    /// To PostgreSQL taking writes.
+    pub promote_ms: Millis,
+    /// To the gate's opening.
+    pub open_ms: Millis,
+    /// To the first request that can be answered: the rest of the log has been read.
+    pub serve_ms: Millis,
+}
+
+/// The history; safe to share.
+#[derive(Debug)]
+pub struct History {
+    dir: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    newest: VecDeque<Entry>,
+    file: Option<File>,
+    bytes: u64,
+}
+
+impl History {
+    /// The history in `dir`. What can't be read of it is left out: it decides nothing.
+    #[must_use]
+    pub fn open(dir: &Path) -> Self {
+        let mut newest = VecDeque::new();
+        for name in [OLDER, FILE] {
+            let text = fs::read_to_string(dir.join(name)).unwrap_or_default();
+            newest.extend(text.lines().filter_map(|line| serde_json::from_str(line).ok()));
+        }
+        let surplus = newest.len().saturating_sub(IN_MEMORY_MAX);
+        newest.drain(..surplus);
+        Self { dir: dir.to_path_buf(), inner: Mutex::new(Inner { newest, file: None, bytes: 0 }) }
+    }
+
+    /// The newest entries, oldest first.
+    #[must_use]
+    pub fn newest(&self) -> Vec<Entry> {
+        self.inner.lock().newest.iter().cloned().collect()
+    }
+
+    /// The last takeover that this node carried out.
+    #[must_use]
+    pub fn last_takeover(&self) -> Option<Entry> {
+        self.inner.lock().newest.iter().rev().find(|entry| entry.takeover.is_some()).cloned()
+    }
+
+    /// Adds an entry, logs it, and writes it. A disk that refuses it costs the entry only.
+    pub fn add(&self, state: &State, what: &str, text: String, takeover: Option<Takeover>) {
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|at| u64::try_from(at.as_millis()).ok());
+        let epoch = state.record.seen.map_or(0, |seen| seen.epoch);
+        tracing::info!(target: "duet::pair", what, epoch, "{text}");
+        let entry =
+            Entry { at_ms: at_ms.unwrap_or(0), node: letter(state.me()), epoch, what: what.to_owned(), text, takeover };
+        let mut inner = self.inner.lock();
+        if let Err(error) = self.write(&mut inner, &entry) {
+            tracing::debug!(%error, "the history could not be written");
+            inner.file = None;
+        }
+        inner.newest.push_back(entry);
+        if inner.newest.len() > IN_MEMORY_MAX {
+            inner.newest.pop_front();
+        }
+    }
+
+    /// Adds what the state machine noted.
+    pub fn note(&self, state: &State, note: Note) {
+        let (what, text) = tell(note);
+        self.add(state, what, text.to_owned(), None);
+    }
+
+    fn write(&self, inner: &mut Inner, entry: &Entry) -> std::io::Result<()> {
+        let path = self.dir.join(FILE);
+        if inner.file.is_some() && inner.bytes >= FILE_BYTES_MAX {
+            inner.file = None;
+            fs::rename(&path, self.dir.join(OLDER))?;
+        }
+        let file = match &mut inner.file {
+            Some(file) => file,
+            none => {
+                let file = OpenOptions::new().append(true).create(true).open(&path)?;
+                inner.bytes = file.metadata()?.len();
+                none.insert(file)
+            }
+        };
+        let mut line = serde_json::to_string(entry)?;
+        line.push('\n');
+        file.write_all(line.as_bytes())?;
+        inner.bytes += line.len() as u64;
+        Ok(())
+    }
+}
+
+fn tell(note: Note) -> (&'static str, &'static str) {
+    match note {
+        Note::Began => ("began", "the store was begun on this node"),
+        Note::Follows => ("follows", "this node follows its peer"),
+        Note::Leads => ("leads", "this node leads"),
+        Note::Opened => ("opened", "requests are answered here from now on"),
+        Note::PeerLost => ("peer-lost", "the peer is gone or doesn't confirm anything: asking to go on alone"),
+        Note::Solo => ("solo", "SOLO: the owner goes on alone; the peer may not take over"),
+        Note::Paired => ("paired", "PAIR: both nodes have everything; either can go on alone"),
+        Note::AgreedAsym => ("asym", "ASYM: there is no witness; only the owner may go on alone"),
+        Note::TakesOver => ("takes-over", "the leader is gone or has given up: asking to take over"),
+        Note::Demoted => ("demoted", "the peer has taken over: this node stops at once and will follow"),
+        Note::WasLate => ("was-late", "this process was stopped for a while; whatever it suspected is forgotten"),
+        Note::Tampered => {
+            ("tampered", "somebody changed synchronous_standby_names: nothing is answered until it is set right (ALTER SYSTEM RESET)")
+        }
+        Note::HandsOver => ("hands-over", "requests are held for a switchover"),
+        Note::HandoverFailed => ("handover-failed", "the peer did not take over in time: going on here"),
+        Note::Rebuilds => ("rebuilds", "this node's copy can't be used: it is made anew from the leader's"),
+        Note::OwnsNothing => (
+            "owns-nothing",
+            "this node is the owner and has no whole copy of the data: it can't lead. If the peer's copy is what should be kept, run on the \
+             peer: duet failover --accept-data-loss",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::fsm::{NodeId, Record, Setup, Timing};
+
+    fn state() -> State {
+        let setup = Setup { me: NodeId::B, timing: Timing::FAST, witness: true, begins: false };
+        State::new(setup, Record::default(), 0)
+    }
+
+    #[test]
+    fn what_was_noted_is_there_after_a_restart_and_a_torn_line_costs_only_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::open(dir.path());
+        history.note(&state(), Note::Leads);
+        let takeover = Takeover { unplanned: true, detect_ms: 1000, ..Takeover::default() };
+        history.add(&state(), "took-over", "took over".to_owned(), Some(takeover));
+        let mut file = OpenOptions::new().append(true).open(dir.path().join(FILE)).unwrap();
+        file.write_all(b"{\"at_ms\":1,\"no").unwrap();
+        let again = History::open(dir.path());
+        assert_eq!(again.newest(), history.newest());
+        assert_eq!(again.last_takeover().unwrap().takeover, Some(takeover));
+    }
+
+    #[test]
+    fn files_and_memory_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::open(dir.path());
+        for _ in 0..20_000 {
+            history.note(&state(), Note::OwnsNothing);
+        }
+        assert_eq!(history.newest().len(), IN_MEMORY_MAX);
+        let size = |name| fs::metadata(dir.path().join(name)).map_or(0, |meta| meta.len());
+        assert!(size(OLDER) > 0 && size(FILE) + size(OLDER) < 2 * FILE_BYTES_MAX + 4096);
+    }
+}

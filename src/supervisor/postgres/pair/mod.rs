@@ -1,0 +1,295 @@
+//! The PostgreSQL of one node of a pair: brought to whatever the state machine's [`Goal`] is, and reported as what it is.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `role` | what makes a data directory a primary's or a standby's |
+//! | `primary` | starting, promoting, and what commits wait for |
+//! | `standby` | following: as it is, rewound, or from a new copy |
+//! | `copy` | pg_rewind and pg_basebackup, and what is left when they are interrupted |
+//! | `probe` | what PostgreSQL says of itself, and whether it answers at all |
+//!
+//! Invariants: a report that bears a goal's number shows nothing that was found while an earlier goal was pursued; every start has
+//! `synchronous_standby_names` set to the peer before a process runs; a directory that a rewind or a copy left half-done is known
+//! as such, whatever was killed.
+//!
+//! It deliberately doesn't decide which goal is right, and never cancels a statement.
+
+mod copy;
+mod primary;
+mod probe;
+mod role;
+mod standby;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{Network, Postgres, PostgresOptions, StartError, Stopped};
+use crate::supervisor::fsm::{self, Goal, NodeId};
+
+pub use super::network::PairTls;
+
+/// Between two looks at a running PostgreSQL.
+const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks while something is about to happen.
+const SOON: Duration = Duration::from_millis(3);
+/// How long a PostgreSQL that is stopped at once is given before it is killed.
+const STOP_PATIENCE: Duration = Duration::from_millis(300);
+/// After a failure, before the next try.
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// What [`PairPostgres::open`] needs to know.
+#[derive(Clone, Debug)]
+pub struct PairOptions {
+    /// As for a node without a peer; `network` is filled in from the rest.
+    pub postgres: PostgresOptions,
+    /// Which of the two it is.
+    pub me: NodeId,
+    /// The pair's name, part of the names in certificates.
+    pub cluster: String,
+    /// Where this node's PostgreSQL listens for the peer.
+    pub listen: SocketAddr,
+    /// The peer's PostgreSQL: host and port.
+    pub peer: (String, u16),
+    /// Certificates.
+    pub tls: PairTls,
+}
+
+/// What PostgreSQL is.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The number of the goal that was in force when this was found.
+    pub goal: u64,
+    /// For the state machine.
+    pub postgres: fsm::Postgres,
+    /// The data directory can't be used to follow the leader, and the goal doesn't allow to make it anew.
+    pub rebuild_needed: bool,
+    /// For people.
+    pub details: Details,
+}
+
+/// What people want to know of a node's PostgreSQL. Positions are bytes of WAL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Details {
+    /// PostgreSQL's version.
+    pub version: String,
+    /// The timeline.
+    pub timeline: u32,
+    /// A primary's end of flushed WAL; what a standby has received and flushed.
+    pub flushed: u64,
+    /// What a standby has replayed.
+    pub replayed: u64,
+    /// A primary's view of what its standby has flushed; `None` while none streams.
+    pub peer_flushed: Option<u64>,
+    /// `synchronous_standby_names` as it is in force.
+    pub sync_names: String,
+    /// Free bytes on the data directory's disk.
+    pub free_bytes: u64,
+    /// What is being done that takes long.
+    pub doing: Option<String>,
+    /// The last thing that went wrong.
+    pub trouble: Option<String>,
+}
+
+/// See the module. Dropping it asks PostgreSQL to stop.
+#[derive(Debug)]
+pub struct PairPostgres {
+    shared: Arc<Shared>,
+    goals: watch::Sender<Numbered>,
+    numbers: AtomicU64,
+    manager: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Numbered {
+    number: u64,
+    goal: Goal,
+}
+
+#[derive(Debug)]
+struct Shared {
+    postgres: Postgres,
+    network: Network,
+    reports: watch::Sender<Report>,
+    /// Details of the moment, put into every report.
+    details: Mutex<Details>,
+    /// Commits are known to wait for the peer since this postmaster started, or since it was proved.
+    armed: AtomicBool,
+}
+
+impl PairPostgres {
+    /// Locks the data directory and finds the binaries; ends what an earlier run left. Starts nothing. To be called where its tasks are
+    /// to run.
+    ///
+    /// # Errors
+    /// As [`Postgres::open`].
+    pub async fn open(options: PairOptions) -> Result<Self, StartError> {
+        let letter = |node| match node {
+            NodeId::A => 'a',
+            NodeId::B => 'b',
+        };
+        let (me, peer) = (letter(options.me), letter(options.me.peer()));
+        let network = Network {
+            listen: options.listen,
+            peer: options.peer,
+            own_name: format!("duet_{me}"),
+            peer_name: format!("duet_{peer}"),
+            peer_certificate: format!("{peer}.{}.duet", options.cluster),
+            tls: options.tls,
+        };
+        let postgres = Postgres::open(PostgresOptions { network: Some(network.clone()), ..options.postgres }).await?;
+        postgres.end_leftovers().await?;
+        let details = Details { version: postgres.version().to_string(), ..Details::default() };
+        let shared = Arc::new(Shared {
+            postgres,
+            network,
+            reports: watch::Sender::new(Report::default()),
+            details: Mutex::new(details),
+            armed: AtomicBool::new(false),
+        });
+        let (goals, received) = watch::channel(Numbered { number: 0, goal: Goal::Stopped });
+        let manager = tokio::spawn(manage(Arc::clone(&shared), received));
+        Ok(Self { shared, goals, numbers: AtomicU64::new(0), manager })
+    }
+
+    /// Whether there is a data directory that looks whole: neither missing, nor left half-done by a copy or a rewind.
+    #[must_use]
+    pub fn has_data(&self) -> bool {
+        self.shared.has_data()
+    }
+
+    /// Makes an empty store's data directory, when there is none.
+    ///
+    /// # Errors
+    /// initdb's.
+    pub async fn begin_data(&self) -> Result<(), StartError> {
+        self.shared.postgres.begin_data().await
+    }
+
+    /// Sets the goal, in place of the one before; its number. Returns at once.
+    pub fn pursue(&self, goal: Goal) -> u64 {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        self.goals.send_replace(Numbered { number, goal });
+        number
+    }
+
+    /// Follows what PostgreSQL is.
+    #[must_use]
+    pub fn reports(&self) -> watch::Receiver<Report> {
+        self.shared.reports.subscribe()
+    }
+
+    /// How to connect: the socket, the role, the database. Contains no secret.
+    #[must_use]
+    pub fn connect_config(&self) -> tokio_postgres::Config {
+        self.shared.postgres.connect_config()
+    }
+
+    /// Stops PostgreSQL in order, as far as `deadline` allows; nothing is pursued any more.
+    pub async fn shutdown(&self, deadline: Duration) -> Stopped {
+        self.manager.abort();
+        self.shared.postgres.stop(deadline).await
+    }
+}
+
+impl Drop for PairPostgres {
+    fn drop(&mut self) {
+        self.manager.abort();
+    }
+}
+
+/// Pursues whatever the goal is, until the goals end.
+async fn manage(shared: Arc<Shared>, mut goals: watch::Receiver<Numbered>) {
+    loop {
+        let numbered = *goals.borrow_and_update();
+        let pursuit = Pursuit { shared: &shared, number: numbered.number, copied: AtomicBool::new(false) };
+        let pursue = async {
+            match numbered.goal {
+                Goal::Stopped => pursuit.stopped().await,
+                Goal::Primary { sync } => pursuit.primary(sync).await,
+                Goal::Standby { rebuild } => pursuit.standby(rebuild).await,
+            }
+        };
+        tokio::select! {
+            () = pursue => {}
+            changed = goals.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// One goal under way. Dropped, at whatever it waits for, when another goal takes its place: so nothing that must be finished is awaited
+/// here without a task of its own.
+struct Pursuit<'a> {
+    shared: &'a Arc<Shared>,
+    number: u64,
+    /// The leader's data has been copied for this goal: it needn't be again.
+    copied: AtomicBool,
+}
+
+impl Pursuit<'_> {
+    fn report(&self, postgres: fsm::Postgres) {
+        self.report_with(postgres, false);
+    }
+
+    fn report_with(&self, postgres: fsm::Postgres, rebuild_needed: bool) {
+        let details = self.shared.details.lock().clone();
+        self.shared.reports.send_replace(Report { goal: self.number, postgres, rebuild_needed, details });
+    }
+
+    fn doing(&self, what: impl Into<String>) {
+        self.shared.details.lock().doing = Some(what.into());
+        self.report(fsm::Postgres::Busy);
+    }
+
+    fn done(&self) {
+        self.shared.details.lock().doing = None;
+    }
+
+    /// Tells people of trouble, once for each kind.
+    fn trouble(&self, what: String) {
+        let mut details = self.shared.details.lock();
+        if details.trouble.as_ref() != Some(&what) {
+            tracing::warn!("{what}");
+            details.trouble = Some(what);
+        }
+    }
+
+    fn well(&self) {
+        self.shared.details.lock().trouble = None;
+    }
+
+    async fn stopped(&self) {
+        self.end().await;
+        self.report(fsm::Postgres::Down);
+        std::future::pending().await
+    }
+
+    /// Ends PostgreSQL at once; goes on to its end whatever becomes of the goal.
+    async fn end(&self) {
+        let shared = Arc::clone(self.shared);
+        let ended = tokio::spawn(async move { shared.postgres.end_at_once(STOP_PATIENCE).await });
+        let _ = ended.await;
+    }
+
+    /// Starts PostgreSQL in the role that its directory was given; goes on to its end whatever becomes of the goal.
+    async fn launch(&self) -> Result<(), StartError> {
+        let shared = Arc::clone(self.shared);
+        let launched = tokio::spawn(async move { shared.postgres.restart(Duration::ZERO).await });
+        launched.await.unwrap_or_else(|error| {
+            Err(StartError::Failed { what: "starting PostgreSQL".to_owned(), detail: error.to_string() })
+        })
+    }
+}
+
+impl Shared {
+    fn has_data(&self) -> bool {
+        let data_dir = &self.postgres.data_dir;
+        data_dir.data_major().is_ok_and(|major| major.is_some()) && !copy::is_half_done(data_dir.root())
+    }
+}

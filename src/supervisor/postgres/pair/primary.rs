@@ -1,0 +1,296 @@
+//! Leading: starting or promoting, and what commits wait for.
+//!
+//! `synchronous_standby_names` is only believed to be in force when that was proved. A backend sees a new value before the
+//! checkpointer has set the shared flag that makes commits wait; so the names are first set to somebody who doesn't exist, a commit of
+//! our own is *seen waiting*, and only then they are set to the peer, which doesn't touch the flag again.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::network::peer_role_sql;
+use super::super::{Status, StartError};
+use super::probe::{Seen, Session, exited, locked_out};
+use super::role::WaitFor;
+use super::{LOOK, Pursuit, SOON};
+use crate::supervisor::fsm::{self, Sync};
+
+/// How long the postmaster may take to take over a changed configuration.
+const RELOAD_DEADLINE: Duration = Duration::from_secs(5);
+const PROMOTE_DEADLINE: Duration = Duration::from_secs(60);
+/// A standby that flushes nothing new for so long, while there is something, doesn't confirm.
+const CONFIRM_MAX: Duration = Duration::from_millis(300);
+/// A standby that lags so little has caught up, in bytes of WAL.
+const CAUGHT_UP: u64 = 1 << 20;
+/// After its end has been reported, the state machine is given so long to prefer the peer before PostgreSQL is started again.
+const RESTART_DELAY: Duration = Duration::from_millis(100);
+
+impl Pursuit<'_> {
+    /// Leads, and waits for the peer with each commit if `sync`.
+    pub(super) async fn primary(&self, sync: bool) {
+        loop {
+            match self.lead(sync).await {
+                Ok(()) => {}
+                Err(why) => {
+                    self.trouble(why);
+                    self.end().await;
+                }
+            }
+            self.done();
+            self.report(fsm::Postgres::Down);
+            tokio::time::sleep(RESTART_DELAY).await;
+        }
+    }
+
+    /// Until PostgreSQL ends (`Ok`), or something is so wrong that it has to.
+    async fn lead(&self, sync: bool) -> Result<(), String> {
+        let session = self.become_primary(sync).await?;
+        self.apply_sync(&session, sync).await?;
+        if !sync {
+            // Whoever waits for it waits no longer than it must.
+            self.report(fsm::Postgres::Primary(Sync::Off { caught_up: false }));
+        }
+        self.prepare_for_peer(&session).await?;
+        self.well();
+        self.done();
+        let status = self.shared.postgres.status();
+        tokio::select! {
+            () = exited(status) => {
+                tracing::warn!("PostgreSQL has ended");
+                Ok(())
+            }
+            () = locked_out(std::sync::Arc::clone(self.shared)) => Err("PostgreSQL lets nobody in: ending it".to_owned()),
+            why = self.watch_primary(session, sync) => Err(why),
+        }
+    }
+
+    async fn become_primary(&self, sync: bool) -> Result<Session, String> {
+        let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
+        if running && let Ok(session) = self.shared.session().await {
+            return match session.look().await? {
+                Seen { in_recovery: true, .. } => self.promote(session, sync).await,
+                _ => Ok(session),
+            };
+        }
+        self.doing("starting PostgreSQL as the primary");
+        self.end().await;
+        self.start_primary().await.map_err(|error| error.to_string())?;
+        self.shared.session().await
+    }
+
+    async fn start_primary(&self) -> Result<(), StartError> {
+        if !self.shared.has_data() {
+            return Err(StartError::Damaged {
+                pgdata: self.shared.postgres.data_dir.pgdata(),
+                detail: "a copy or a rewind of it was interrupted".to_owned(),
+            });
+        }
+        // Whatever the goal is: nobody may see what isn't safe, and no commit may slip through.
+        self.shared.write_role(WaitFor::Peer)?;
+        self.shared.sign_primary()?;
+        self.launch().await?;
+        self.shared.armed.store(true, Ordering::Release);
+        self.shared.sign_standby()
+    }
+
+    async fn promote(&self, session: Session, sync: bool) -> Result<Session, String> {
+        self.doing("promoting PostgreSQL");
+        let began = Instant::now();
+        let wait_for = if sync { WaitFor::Peer } else { WaitFor::Nobody };
+        self.shared.write_role(wait_for).map_err(|error| error.to_string())?;
+        // Everything that was received is replayed before the promotion ends; nothing is received after it has begun.
+        session.execute("SELECT pg_reload_conf(); SELECT pg_promote(wait => false)").await?;
+        let mut seen = session.look().await?;
+        while seen.in_recovery {
+            if began.elapsed() > PROMOTE_DEADLINE {
+                return Err(format!("not promoted within {PROMOTE_DEADLINE:?}"));
+            }
+            tokio::time::sleep(SOON).await;
+            seen = session.look().await?;
+        }
+        self.shared.armed.store(sync, Ordering::Release);
+        self.shared.sign_standby().map_err(|error| error.to_string())?;
+        tracing::info!(took_ms = began.elapsed().as_millis() as u64, timeline = seen.timeline, "promoted");
+        Ok(session)
+    }
+
+    /// What the peer needs to follow: its role, its slot.
+    async fn prepare_for_peer(&self, session: &Session) -> Result<(), String> {
+        let slot = &self.shared.network.peer_name;
+        session.execute(&peer_role_sql()).await?;
+        session
+            .execute(&format!(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                   WHERE slot_type = 'physical' AND NOT active AND (slot_name <> '{slot}' OR wal_status = 'lost'); \
+                 SELECT pg_create_physical_replication_slot('{slot}') \
+                   WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+            ))
+            .await
+    }
+
+    /// Makes commits wait for the peer, provably, or for nobody.
+    async fn apply_sync(&self, session: &Session, sync: bool) -> Result<(), String> {
+        if !sync {
+            self.shared.armed.store(false, Ordering::Release);
+            self.set_names(session, WaitFor::Nobody).await?;
+            return self.released(session).await;
+        }
+        if self.shared.armed.load(Ordering::Acquire) {
+            return self.set_names(session, WaitFor::Peer).await;
+        }
+        self.doing("proving that commits wait for the peer");
+        self.set_names(session, WaitFor::Arming).await?;
+        let probe = self.shared.connect().await.map_err(|error| crate::storage::pg::text(&error))?;
+        let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| crate::storage::pg::text(&e))?.get(0);
+        let commit = tokio::spawn(async move {
+            // Never cancelled: it ends when the peer confirms, or with its session.
+            let sql = "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'duet', 'armed'); COMMIT";
+            while probe.batch_execute(sql).await.is_ok() {
+                tokio::time::sleep(SOON).await;
+            }
+        });
+        let waiting = format!("DO $$ BEGIN PERFORM FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'; \
+            IF NOT FOUND THEN RAISE EXCEPTION 'not yet'; END IF; END $$");
+        let began = Instant::now();
+        while session.execute(&waiting).await.is_err() {
+            if began.elapsed() > RELOAD_DEADLINE {
+                commit.abort();
+                return Err("commits could not be made to wait for the peer".to_owned());
+            }
+            tokio::time::sleep(SOON).await;
+        }
+        // The loop ends with the session, once the commit that is seen waiting has come through.
+        commit.abort();
+        self.shared.armed.store(true, Ordering::Release);
+        self.set_names(session, WaitFor::Peer).await
+    }
+
+    /// Writes the names and waits until they are in force on a session.
+    async fn set_names(&self, session: &Session, wait_for: WaitFor) -> Result<(), String> {
+        let wanted = wait_for.names(&self.shared.network);
+        self.shared.write_role(wait_for).map_err(|error| error.to_string())?;
+        if session.look().await?.sync_names == wanted {
+            return Ok(());
+        }
+        session.execute("SELECT pg_reload_conf()").await?;
+        let began = Instant::now();
+        while began.elapsed() < RELOAD_DEADLINE {
+            if session.look().await?.sync_names == wanted {
+                return Ok(());
+            }
+            tokio::time::sleep(SOON).await;
+        }
+        // Somebody's ALTER SYSTEM is in the way: what is in force is reported, and the state machine draws its conclusions.
+        self.trouble(
+            "synchronous_standby_names is set by somebody else (ALTER SYSTEM, or postgres.user.conf): undo it with ALTER SYSTEM RESET \
+             synchronous_standby_names"
+                .to_owned(),
+        );
+        Ok(())
+    }
+
+    /// Waits until nobody waits for the peer any more: the checkpointer sees to that.
+    async fn released(&self, session: &Session) -> Result<(), String> {
+        let began = Instant::now();
+        while session.look().await?.waiting > 0 {
+            if began.elapsed() > RELOAD_DEADLINE {
+                return Err(format!("commits still wait for the peer {RELOAD_DEADLINE:?} after they were let go"));
+            }
+            tokio::time::sleep(SOON).await;
+        }
+        Ok(())
+    }
+
+    /// Reports what is, for as long as PostgreSQL answers; why it has to end.
+    async fn watch_primary(&self, mut session: Session, sync: bool) -> String {
+        let mut confirming = Confirming::default();
+        loop {
+            let looked = Instant::now();
+            let seen = match session.look().await {
+                Ok(seen) => seen,
+                // One session may be terminated by anybody: only when there is no other, PostgreSQL has gone.
+                Err(first) => match self.shared.session().await {
+                    Ok(next) => {
+                        session = next;
+                        continue;
+                    }
+                    Err(second) => return format!("{first}; {second}"),
+                },
+            };
+            if seen.in_recovery {
+                return "PostgreSQL is in recovery, though it was promoted: ending it".to_owned();
+            }
+            let wanted = WaitFor::Peer.names(&self.shared.network);
+            let armed = self.shared.armed.load(Ordering::Acquire);
+            let report = if seen.sync_names != wanted || !sync || !armed {
+                let caught_up = seen.peer_flushed.is_some_and(|flushed| seen.edge.saturating_sub(flushed) < CAUGHT_UP);
+                Sync::Off { caught_up: caught_up && seen.sync_names.is_empty() && !sync }
+            } else if confirming.confirms(&seen) {
+                Sync::Confirmed
+            } else {
+                Sync::Waiting
+            };
+            self.note(&seen);
+            self.report(fsm::Postgres::Primary(report));
+            let pause = if report == Sync::Waiting { SOON * 4 } else { LOOK };
+            tokio::time::sleep(pause.saturating_sub(looked.elapsed())).await;
+        }
+    }
+
+    pub(super) fn note(&self, seen: &Seen) {
+        let mut details = self.shared.details.lock();
+        details.timeline = seen.timeline;
+        details.flushed = seen.flushed;
+        details.replayed = if seen.in_recovery { seen.edge } else { seen.flushed };
+        details.peer_flushed = seen.peer_flushed;
+        details.sync_names.clone_from(&seen.sync_names);
+        details.free_bytes = nix::sys::statvfs::statvfs(self.shared.postgres.data_dir.root())
+            .map_or(0, |disk| disk.blocks_available() * disk.fragment_size());
+    }
+}
+
+/// Whether the peer keeps confirming: it has flushed a position that was taken after commits began to wait, and goes on doing so.
+#[derive(Default)]
+struct Confirming {
+    /// A position, and when it was taken; `None` before the first.
+    mark: Option<(u64, Instant)>,
+    confirmed: bool,
+}
+
+impl Confirming {
+    fn confirms(&mut self, seen: &Seen) -> bool {
+        let Some(flushed) = seen.peer_flushed else {
+            *self = Self::default();
+            return false;
+        };
+        let (mark, taken) = *self.mark.get_or_insert((seen.edge, Instant::now()));
+        if flushed >= mark {
+            self.confirmed = true;
+            self.mark = Some((seen.edge, Instant::now()));
+        } else if taken.elapsed() > CONFIRM_MAX {
+            self.confirmed = false;
+        }
+        self.confirmed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(edge: u64, peer_flushed: Option<u64>) -> Seen {
+        Seen { edge, peer_flushed, ..Seen::default() }
+    }
+
+    #[test]
+    fn only_a_position_taken_since_counts_and_a_peer_that_leaves_confirms_nothing() {
+        let mut confirming = Confirming::default();
+        assert!(!confirming.confirms(&seen(100, Some(99))), "less than there was when commits began to wait");
+        assert!(confirming.confirms(&seen(120, Some(100))));
+        assert!(confirming.confirms(&seen(130, Some(101))), "it is on its way");
+        assert!(!confirming.confirms(&seen(130, None)));
+        assert!(!confirming.confirms(&seen(140, Some(130))), "after it has come back, a new position counts");
+        assert!(confirming.confirms(&seen(140, Some(140))));
+    }
+}

@@ -1,0 +1,123 @@
+//! What makes a data directory a primary's or a standby's: `standby.signal` and one small configuration file.
+
+use std::fs;
+use std::io;
+
+use super::super::config::ROLE_FILE;
+use super::super::data_dir::{sync_dir, write_durably};
+use super::super::{Postgres, StartError};
+use super::{Network, Shared};
+
+const STANDBY_SIGNAL: &str = "standby.signal";
+
+/// Whom commits wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitFor {
+    /// The peer.
+    Peer,
+    /// Nobody.
+    Nobody,
+    /// Somebody who doesn't exist: the proof that commits wait.
+    Arming,
+}
+
+/// Nobody's application_name.
+const ARMING: &str = "duet_arming";
+
+impl WaitFor {
+    /// The value of `synchronous_standby_names`.
+    pub(super) fn names(self, network: &Network) -> String {
+        match self {
+            Self::Peer => format!("FIRST 1 (\"{}\")", network.peer_name),
+            Self::Nobody => String::new(),
+            Self::Arming => format!("FIRST 1 (\"{ARMING}\")"),
+        }
+    }
+}
+
+impl Shared {
+    /// Writes the role's configuration. The leader's address is in it in either role: a primary doesn't look at it.
+    pub(super) fn write_role(&self, wait_for: WaitFor) -> Result<(), StartError> {
+        let postgres = &self.postgres;
+        let names = wait_for.names(&self.network);
+        let conninfo = self.network.conninfo(&postgres.data_dir, None);
+        let text = format!(
+            "# Written by Duet whenever the node's part changes.\n\
+             synchronous_standby_names = '{}'\nprimary_conninfo = '{}'\nprimary_slot_name = '{}'\n",
+            names,
+            conninfo.replace('\'', "''"),
+            self.network.own_name,
+        );
+        let path = postgres.data_dir.pgdata().join(ROLE_FILE);
+        if fs::read_to_string(&path).is_ok_and(|present| present == text) {
+            return Ok(());
+        }
+        let scratch = postgres.data_dir.pgdata().join(format!("{ROLE_FILE}.tmp"));
+        let owner = Some((postgres.account.uid, postgres.account.gid));
+        write_durably(&scratch, &path, &text, 0o600, owner)
+            .map_err(|e| StartError::from_io("can't write", &path, &postgres.account.name, e))
+    }
+
+    /// A start from now on follows the leader: also one that nobody supervises.
+    pub(super) fn sign_standby(&self) -> Result<(), StartError> {
+        let path = self.postgres.data_dir.pgdata().join(STANDBY_SIGNAL);
+        let owner = (self.postgres.account.uid, self.postgres.account.gid);
+        let signed = || -> io::Result<()> {
+            let file = fs::File::create(&path)?;
+            std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1))?;
+            sync_dir(&self.postgres.data_dir.pgdata())
+        };
+        signed().map_err(|e| StartError::from_io("can't write", &path, &self.postgres.account.name, e))
+    }
+
+    /// The next start is a primary's.
+    pub(super) fn sign_primary(&self) -> Result<(), StartError> {
+        let path = self.postgres.data_dir.pgdata().join(STANDBY_SIGNAL);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(StartError::from_io("can't remove", &path, &self.postgres.account.name, e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What pg_control says of a data directory, without a server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Control {
+    pub system_identifier: u64,
+    pub timeline: u32,
+    /// Such as "in production" or "shut down in recovery".
+    pub state: String,
+}
+
+impl Control {
+    /// Whether the server was a primary when it ended, however it ended.
+    pub(super) fn was_primary(&self) -> bool {
+        matches!(self.state.as_str(), "in production" | "shut down" | "shutting down" | "in crash recovery" | "starting up")
+    }
+
+    /// Reads it with pg_controldata.
+    pub(super) async fn read(postgres: &Postgres) -> Result<Self, StartError> {
+        let program = postgres.binaries.program("pg_controldata");
+        let output = super::super::initdb::command(&program, &postgres.account)
+            .arg("-D")
+            .arg(postgres.data_dir.seen_by_postgres(&postgres.data_dir.pgdata()))
+            .output();
+        let failed = |detail: String| StartError::Failed { what: program.display().to_string(), detail };
+        let output = tokio::time::timeout(std::time::Duration::from_secs(10), output)
+            .await
+            .map_err(|_| failed("no answer within 10 s".to_owned()))?
+            .map_err(|e| failed(e.to_string()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        let parsed = || {
+            Some(Self {
+                system_identifier: field("Database system identifier:")?.parse().ok()?,
+                timeline: field("Latest checkpoint's TimeLineID:")?.parse().ok()?,
+                state: field("Database cluster state:")?,
+            })
+        };
+        parsed().ok_or_else(|| failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}

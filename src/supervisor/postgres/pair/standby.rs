@@ -1,0 +1,216 @@
+//! Following: the directory as it is, rewound, or made anew.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tokio_postgres::Client;
+
+use super::super::Status;
+use super::super::config::DATABASE;
+use super::super::network::PEER_ROLE;
+use super::copy::CopyError;
+use super::probe::{Session, exited, locked_out};
+use super::role::{Control, WaitFor};
+use super::{LOOK, PAUSE, Pursuit};
+use crate::storage::pg::{PgOptions, text};
+use crate::supervisor::fsm;
+
+/// How long the leader's PostgreSQL may take to answer.
+const LEADER_DEADLINE: Duration = Duration::from_secs(3);
+/// A standby that gets nothing from a leader that is there, for so long, won't get anything.
+const STARVED: Duration = Duration::from_secs(15);
+
+/// What the leader's PostgreSQL says of itself.
+struct Leader {
+    in_recovery: bool,
+    system_identifier: u64,
+}
+
+/// Why the leader isn't followed yet.
+enum Obstacle {
+    /// Try again in a moment.
+    Later(String),
+    /// The directory can't be used as it is.
+    Rebuild(String),
+}
+
+impl Pursuit<'_> {
+    /// Follows the peer; with `rebuild`, a directory that isn't whole may be made anew.
+    pub(super) async fn standby(&self, rebuild: bool) {
+        let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
+        if running && (rebuild || !self.is_standby().await) {
+            self.doing("stopping PostgreSQL");
+            self.end().await;
+            self.report(fsm::Postgres::Down);
+        }
+        loop {
+            match self.follow(rebuild).await {
+                Ok(()) => self.trouble("PostgreSQL has ended while it followed the leader; starting it again".to_owned()),
+                Err(Obstacle::Later(why)) => self.trouble(why),
+                Err(Obstacle::Rebuild(why)) => {
+                    self.trouble(format!("this node's data can't be used to follow the leader: {why}"));
+                    self.done();
+                    self.report_with(fsm::Postgres::Down, true);
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn is_standby(&self) -> bool {
+        match self.shared.session().await {
+            Ok(session) => session.look().await.is_ok_and(|seen| seen.in_recovery),
+            Err(_) => false,
+        }
+    }
+
+    /// Until PostgreSQL ends.
+    async fn follow(&self, rebuild: bool) -> Result<(), Obstacle> {
+        if !matches!(*self.shared.postgres.status().borrow(), Status::Running { .. }) {
+            self.start_standby(rebuild).await?;
+        }
+        let later = |why: String| Obstacle::Later(why);
+        let session = self.shared.session().await.map_err(later)?;
+        // Slots of the time when this node led would keep WAL for nobody.
+        let drop_slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active";
+        session.execute(drop_slots).await.map_err(later)?;
+        self.well();
+        self.done();
+        tokio::select! {
+            () = exited(self.shared.postgres.status()) => Ok(()),
+            () = locked_out(Arc::clone(self.shared)) => {
+                self.end().await;
+                Err(Obstacle::Later("PostgreSQL let nobody in: it was ended".to_owned()))
+            }
+            obstacle = self.watch_standby(session) => {
+                self.end().await;
+                Err(obstacle)
+            }
+        }
+    }
+
+    async fn start_standby(&self, rebuild: bool) -> Result<(), Obstacle> {
+        let later = |error: super::super::StartError| Obstacle::Later(error.to_string());
+        // Of a run that this one knows nothing of.
+        self.end().await;
+        self.report(fsm::Postgres::Down);
+        let rebuild_now = rebuild && !self.copied.load(Ordering::Acquire);
+        if rebuild_now || !self.shared.has_data() {
+            if !rebuild {
+                return Err(Obstacle::Rebuild("there is none, or a copy or a rewind of it was interrupted".to_owned()));
+            }
+            self.leader().await.map_err(Obstacle::Later)?;
+            self.copied().await?;
+        } else {
+            self.join_history().await?;
+        }
+        self.doing("starting PostgreSQL as the standby");
+        self.shared.write_role(WaitFor::Peer).map_err(later)?;
+        self.shared.sign_standby().map_err(later)?;
+        self.launch().await.map_err(|error| match error {
+            super::super::StartError::Damaged { .. } => Obstacle::Rebuild(error.to_string()),
+            other => Obstacle::Later(other.to_string()),
+        })
+    }
+
+    async fn copied(&self) -> Result<(), Obstacle> {
+        self.copy().await.map_err(|error| match error {
+            CopyError::Later(why) | CopyError::Never(why) => Obstacle::Later(format!("pg_basebackup: {why}")),
+        })?;
+        tracing::info!("copied the leader's data");
+        self.copied.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes this node's history a part of the leader's. A directory that only ever followed since its last start is one already.
+    async fn join_history(&self) -> Result<(), Obstacle> {
+        let control = Control::read(&self.shared.postgres).await.map_err(|error| Obstacle::Rebuild(error.to_string()))?;
+        if !control.was_primary() {
+            return Ok(());
+        }
+        self.doing("asking the leader's PostgreSQL for its history");
+        let leader = self.leader().await.map_err(Obstacle::Later)?;
+        if leader.system_identifier != control.system_identifier {
+            return Err(Obstacle::Later(format!(
+                "the peer's PostgreSQL holds another store (system identifier {}, here {}): it is not followed. If this node's data may go, \
+                 empty its data directory",
+                leader.system_identifier, control.system_identifier
+            )));
+        }
+        if leader.in_recovery {
+            return Err(Obstacle::Later("the peer's PostgreSQL doesn't lead yet".to_owned()));
+        }
+        match self.rewind().await {
+            Ok(()) => {
+                tracing::info!("this node's history is a part of the leader's now");
+                Ok(())
+            }
+            Err(CopyError::Later(why)) => Err(Obstacle::Later(format!("pg_rewind: {why}"))),
+            Err(CopyError::Never(why)) => Err(Obstacle::Rebuild(format!("pg_rewind: {why}"))),
+        }
+    }
+
+    async fn leader(&self) -> Result<Leader, String> {
+        let asked = async {
+            let client = self.leader_session().await?;
+            let sql = "SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system())";
+            let row = client.query_one(sql, &[]).await.map_err(|error| text(&error))?;
+            let answer = Leader { in_recovery: row.get(0), system_identifier: row.get::<_, i64>(1).cast_unsigned() };
+            Ok::<_, String>(answer)
+        };
+        let answer = timeout(LEADER_DEADLINE, asked).await.map_err(|_| "no answer in time".to_owned()).flatten();
+        answer.map_err(|why| format!("the leader's PostgreSQL at {}:{}: {why}", self.shared.network.peer.0, self.shared.network.peer.1))
+    }
+
+    async fn leader_session(&self) -> Result<Client, String> {
+        let network = &self.shared.network;
+        let quote = |path: &std::path::Path| format!("'{}'", path.display().to_string().replace('\\', "\\\\").replace('\'', "\\'"));
+        let dsn = format!(
+            "host={} port={} user={PEER_ROLE} dbname={DATABASE} connect_timeout=2 sslmode=verify-ca sslrootcert={} sslcert={} sslkey={}",
+            network.peer.0,
+            network.peer.1,
+            quote(&network.tls.ca_file),
+            quote(&network.tls.cert_file),
+            quote(&network.tls.key_file)
+        );
+        let options = PgOptions::from_dsn(&dsn, None).map_err(|error| error.to_string())?;
+        options.connect().await.map_err(|error| text(&error))
+    }
+
+    /// Reports what is, for as long as PostgreSQL answers; why it has to end.
+    async fn watch_standby(&self, mut session: Session) -> Obstacle {
+        let mut received = 0;
+        let mut fed = Instant::now();
+        loop {
+            let looked = Instant::now();
+            let seen = match session.look().await {
+                Ok(seen) => seen,
+                Err(first) => match self.shared.session().await {
+                    Ok(next) => {
+                        session = next;
+                        continue;
+                    }
+                    Err(second) => return Obstacle::Later(format!("{first}; {second}")),
+                },
+            };
+            if !seen.in_recovery {
+                return Obstacle::Later("PostgreSQL was promoted by somebody else: it was ended".to_owned());
+            }
+            let advanced = std::mem::replace(&mut received, seen.flushed) < seen.flushed;
+            self.note(&seen);
+            // It lets nobody in before it is consistent.
+            self.report(fsm::Postgres::Standby { streaming: seen.receiving, consistent: true, advanced });
+            if seen.receiving {
+                fed = Instant::now();
+            } else if fed.elapsed() > STARVED {
+                fed = Instant::now();
+                if self.leader().await.is_ok_and(|leader| !leader.in_recovery) {
+                    return Obstacle::Rebuild("the leader's PostgreSQL is there and doesn't have the WAL any more that is needed".to_owned());
+                }
+            }
+            tokio::time::sleep(LOOK.saturating_sub(looked.elapsed())).await;
+        }
+    }
+}
