@@ -22,6 +22,9 @@ pub mod help;
 mod init;
 pub mod load;
 pub mod node;
+mod operate;
+mod pair_certs;
+pub mod pair_init;
 mod peer_port;
 pub mod serve;
 pub mod server;
@@ -64,8 +67,11 @@ fn dispatch(argv: &[String]) -> Result<(), Failure> {
         "serve" => serve::run(rest),
         "node" => node::run(rest),
         "witness" => witness::run(rest),
+        "init" => pair_init::run(rest),
+        "certs" => pair_init::run_certs(rest),
         "etcd" => etcd::run(rest),
         "config" => config::run(rest),
+        command if operate::COMMANDS.iter().any(|(known, _)| *known == command) => operate::run(command, rest),
         "version" | "--version" | "-version" | "-V" => {
             println!("duet {} (serves etcd's API {})", env!("CARGO_PKG_VERSION"), crate::telemetry::metrics::ETCD_VERSION);
             Ok(())

@@ -109,15 +109,23 @@ async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Han
     tokio::spawn(answer(engine.role(), handle.views(), gate.clone(), upstream, answering));
 
     let peer_name = certificate_name(pair.node.peer(), &pair.cluster);
-    let services = tonic::service::Routes::new(PeerServer::new(PeerService::new(link, peer_name.clone(), stop.clone())))
-        .add_service(AdminServer::new(AdminService::new(handle.clone())));
+    let leaving = CancellationToken::new();
+    // Not tonic's own router: its fallback would be a second one beside the façade's.
+    let services = axum::Router::new()
+        .route_service("/duetpb.Peer/{*rest}", PeerServer::new(PeerService::new(link, peer_name.clone(), leaving.clone())))
+        .route_service("/duetpb.Admin/{*rest}", AdminServer::new(AdminService::new(handle.clone())));
     let port = PeerPort {
         listeners,
         tls: port_tls,
-        services: services.into_axum_router(),
+        services,
         callers: Arc::from([certificate_name(pair.node, &pair.cluster), peer_name]),
     };
-    let before_stop = Box::pin(hand_over(handle.clone(), gate.changes()));
+    let handing_over = hand_over(handle.clone(), gate.changes());
+    let before_stop = Box::pin(async move {
+        handing_over.await;
+        // The peer's calls that last would keep the port open until the deadline.
+        leaving.cancel();
+    });
     prepared.join_pair(PairSide { drain, port, before_stop });
 
     let gave_up = async move { ended.await.unwrap_or_else(|_| Failure::serving("the supervisor ended without being asked to")) };

@@ -33,6 +33,13 @@ impl Database {
         Self { config, pgdata: data.join("postgres") }
     }
 
+    /// Of a node of a pair, whose data is in `data` and whose PostgreSQL has the port `port`.
+    pub fn of_node(data: &Path, port: u16) -> Self {
+        let mut config = Config::new();
+        config.host_path(data.join("socket")).port(port).user("duet").dbname("postgres");
+        Self { config, pgdata: data.join("postgres") }
+    }
+
     /// A session; tried again while PostgreSQL starts.
     pub async fn connect(&self) -> Client {
         let began = Instant::now();
@@ -93,7 +100,7 @@ impl Database {
 }
 
 /// A postmaster and its children.
-fn family(postmaster: i32) -> Vec<Pid> {
+pub fn family(postmaster: i32) -> Vec<Pid> {
     let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
     let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
     std::iter::once(postmaster).chain(children).map(Pid::from_raw).collect()

@@ -145,6 +145,8 @@ impl PairPostgres {
         };
         let postgres = Postgres::open(PostgresOptions { network: Some(network.clone()), ..options.postgres }).await?;
         postgres.end_leftovers().await?;
+        // pg_basebackup needs them before there is a data directory.
+        network.install_tls(&postgres.data_dir, &postgres.account)?;
         let details = Details { version: postgres.version().to_string(), ..Details::default() };
         let shared = Arc::new(Shared {
             postgres,

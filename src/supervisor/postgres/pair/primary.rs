@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::super::network::peer_role_sql;
 use super::super::{Status, StartError};
 use super::probe::{Seen, Session, exited, locked_out};
-use super::role::WaitFor;
+use super::role::{Control, WaitFor};
 use super::{LOOK, Pursuit, SOON};
 use crate::supervisor::fsm::{self, Sync};
 
@@ -73,19 +73,39 @@ impl Pursuit<'_> {
                 _ => Ok(session),
             };
         }
-        self.doing("starting PostgreSQL as the primary");
         self.end().await;
-        self.start_primary().await.map_err(|error| error.to_string())?;
-        self.shared.session().await
+        let control = Control::read(&self.shared.postgres).await.map_err(|error| error.to_string())?;
+        if control.was_primary() {
+            self.doing("starting PostgreSQL as the primary");
+            self.start_primary().await.map_err(|error| error.to_string())?;
+            return self.shared.session().await;
+        }
+        // A copy that followed somebody gets a timeline of its own, always: that one may have written more than it has sent.
+        self.doing("starting PostgreSQL, to promote it");
+        self.start_follower().await.map_err(|error| error.to_string())?;
+        let session = self.shared.session().await?;
+        self.promote(session, sync).await
+    }
+
+    async fn start_follower(&self) -> Result<(), StartError> {
+        self.check_whole()?;
+        self.shared.write_role(WaitFor::Peer)?;
+        self.shared.sign_standby()?;
+        self.launch().await
+    }
+
+    fn check_whole(&self) -> Result<(), StartError> {
+        if self.shared.has_data() {
+            return Ok(());
+        }
+        Err(StartError::Damaged {
+            pgdata: self.shared.postgres.data_dir.pgdata(),
+            detail: "a copy or a rewind of it was interrupted".to_owned(),
+        })
     }
 
     async fn start_primary(&self) -> Result<(), StartError> {
-        if !self.shared.has_data() {
-            return Err(StartError::Damaged {
-                pgdata: self.shared.postgres.data_dir.pgdata(),
-                detail: "a copy or a rewind of it was interrupted".to_owned(),
-            });
-        }
+        self.check_whole()?;
         // Whatever the goal is: nobody may see what isn't safe, and no commit may slip through.
         self.shared.write_role(WaitFor::Peer)?;
         self.shared.sign_primary()?;
@@ -139,7 +159,7 @@ impl Pursuit<'_> {
         if self.shared.armed.load(Ordering::Acquire) {
             return self.set_names(session, WaitFor::Peer).await;
         }
-        self.doing("proving that commits wait for the peer");
+        // It goes on as a primary meanwhile: nothing new is reported.
         self.set_names(session, WaitFor::Arming).await?;
         let probe = self.shared.connect().await.map_err(|error| crate::storage::pg::text(&error))?;
         let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| crate::storage::pg::text(&e))?.get(0);
@@ -150,10 +170,9 @@ impl Pursuit<'_> {
                 tokio::time::sleep(SOON).await;
             }
         });
-        let waiting = format!("DO $$ BEGIN PERFORM FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'; \
-            IF NOT FOUND THEN RAISE EXCEPTION 'not yet'; END IF; END $$");
+        let waiting = format!("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep')");
         let began = Instant::now();
-        while session.execute(&waiting).await.is_err() {
+        while !session.asks(&waiting).await? {
             if began.elapsed() > RELOAD_DEADLINE {
                 commit.abort();
                 return Err("commits could not be made to wait for the peer".to_owned());

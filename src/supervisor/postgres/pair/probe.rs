@@ -15,7 +15,7 @@ use super::Shared;
 
 /// How long either sign of life may be missing.
 const SILENCE_MAX: Duration = Duration::from_millis(700);
-const SESSION_SILENCE_LOG: &str = "PostgreSQL doesn't answer";
+const SILENT: &str = "PostgreSQL doesn't answer";
 /// Between two tries to get in anew.
 const KNOCK: Duration = Duration::from_millis(200);
 /// A tick that is so late tells that this process was stopped: the silence was its own.
@@ -94,7 +94,16 @@ impl Session {
         match timeout(SILENCE_MAX, self.client.query_one(&self.look, &[])).await {
             Ok(Ok(row)) => seen(&row).map_err(|error| crate::storage::pg::text(&error)),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
-            Err(_) => Err(SESSION_SILENCE_LOG.to_owned()),
+            Err(_) => Err(SILENT.to_owned()),
+        }
+    }
+
+    /// The answer to a question of one boolean.
+    pub(super) async fn asks(&self, sql: &str) -> Result<bool, String> {
+        match timeout(SILENCE_MAX, self.client.query_one(sql, &[])).await {
+            Ok(Ok(row)) => row.try_get(0).map_err(|error| crate::storage::pg::text(&error)),
+            Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
+            Err(_) => Err(SILENT.to_owned()),
         }
     }
 
@@ -103,7 +112,7 @@ impl Session {
         match timeout(Duration::from_secs(5), self.client.batch_execute(sql)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
-            Err(_) => Err(SESSION_SILENCE_LOG.to_owned()),
+            Err(_) => Err(SILENT.to_owned()),
         }
     }
 }

@@ -1,0 +1,200 @@
+//! A pair of nodes and their witness, as programs, with clients at both ends: machines are lost, processes killed and stopped, leadership
+//! is handed over. What clients were told meanwhile is held against what each node's PostgreSQL has afterwards (tests/faults/history.rs).
+//! Each test prints its seed.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../faults/history.rs"]
+mod history;
+#[path = "../faults/load.rs"]
+#[allow(dead_code, reason = "tests/faults uses the rest")]
+mod load;
+mod pair;
+#[path = "../faults/postgres.rs"]
+#[allow(dead_code, reason = "tests/faults uses the rest")]
+mod postgres;
+
+use history::Outcome;
+use load::Load;
+use nix::sys::signal::Signal;
+use pair::{A, B, Pair};
+
+fn seed() -> u64 {
+    std::env::var("DUET_FAULTS_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().expect("DUET_FAULTS_SEED is a number"))
+}
+
+/// Writers, readers and watchers at both nodes.
+fn load(pair: &Pair, seed: u64) -> Load {
+    let mut load = Load::new(seed, pair.urls());
+    load.write("a/", A);
+    load.write("b/", B);
+    load.list("a/", B);
+    load.list("", A);
+    load.watch("b/", 1, A);
+    load.watch("a/", 1, B);
+    load.lease();
+    load
+}
+
+/// Ends the load, and holds what clients saw against what both nodes have.
+async fn assert_sound(pair: &Pair, load: Load, seed: u64) {
+    let leader = pair.until_paired().await;
+    let mut evidence = load.finish().await;
+    pair.database(leader).testify(&mut evidence).await;
+    evidence.assert_sound(seed);
+    // The follower has flushed it all; it replays in its own time.
+    let last = evidence.log.last().expect("something was written").revision;
+    let follower = pair.database(1 - leader).connect().await;
+    let began = std::time::Instant::now();
+    while follower.query_one("SELECT max(rev) FROM duet.log", &[]).await.unwrap().get::<_, i64>(0) < last {
+        assert!(began.elapsed() < common::process::PATIENCE, "the follower doesn't get revision {last}");
+    }
+    let log = std::mem::take(&mut evidence.log);
+    pair.database(1 - leader).testify(&mut evidence).await;
+    assert_eq!(evidence.log, log, "both nodes have the same log");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_leader_is_replaced_by_the_follower_and_follows_when_it_is_back() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    for _ in 0..2 {
+        let leader = pair.until_paired().await;
+        pair.lose(leader);
+        pair.until_open(1 - leader).await;
+        // Clients of the survivor go on; those of the lost node wait for it.
+        load.progress(50).await;
+        pair.start_node(leader);
+        assert_eq!(pair.until_paired().await, 1 - leader, "who is back follows");
+        load.progress(100).await;
+    }
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switchover_fails_no_request() {
+    let (pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let mut leader = pair.until_paired().await;
+    for _ in 0..3 {
+        let said = pair.operate(leader, &["switchover"]).await.expect("it is possible");
+        assert!(said.contains("leads"), "{said}");
+        load.progress(100).await;
+        assert_eq!(pair.until_paired().await, 1 - leader);
+        leader = 1 - leader;
+    }
+    assert_eq!(load.failed_lists(), 0, "a list failed");
+    let mut evidence = load.finish().await;
+    let failed: Vec<_> = evidence.writes.iter().filter(|write| !matches!(write.outcome, Outcome::Acknowledged(_))).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    pair.database(leader).testify(&mut evidence).await;
+    evidence.assert_sound(seed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_postgresql_is_killed_hands_over() {
+    let (pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pair.database(leader).postmaster()), Signal::SIGKILL).unwrap();
+    pair.until_open(1 - leader).await;
+    load.progress(100).await;
+    assert_eq!(pair.until_paired().await, 1 - leader);
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_duet_is_killed_and_started_again_leaves_no_doubt_who_leads() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    pair.kill_duet(leader);
+    pair.start_node(leader);
+    load.progress(100).await;
+    pair.until_paired().await;
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_follower_the_leader_goes_on_and_takes_it_back() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    pair.lose(1 - leader);
+    let alone = pair.until("alone", |all| all.iter().any(|one| one.open && one.mode.as_deref() == Some("SOLO"))).await;
+    assert!(alone[0].survives.sentence.starts_with("Only"), "{}", alone[0].survives.sentence);
+    load.progress(50).await;
+    pair.start_node(1 - leader);
+    assert_eq!(pair.until_paired().await, leader);
+    load.progress(100).await;
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_stopped_for_a_while_answers_nothing_when_it_goes_on() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    pair.node(leader).signal(Signal::SIGSTOP);
+    let began = std::time::Instant::now();
+    // The stopped node holds its PostgreSQL's connections, and answers nobody who asks for its status.
+    loop {
+        let statuses = pair.statuses(1 - leader).await;
+        if statuses.iter().any(|one| one.open) {
+            break;
+        }
+        assert!(began.elapsed() < common::process::PATIENCE, "nobody took over");
+    }
+    load.progress(50).await;
+    pair.node(leader).signal(Signal::SIGCONT);
+    assert_eq!(pair.until_paired().await, 1 - leader);
+    load.progress(100).await;
+    // Its lister asserts that no list was older than what had been acknowledged before.
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_witness_is_done_without_and_the_leader_alone_may_go_on_then() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    pair.kill_witness();
+    let asym = |all: &[_]| all.len() == 2 && all.iter().all(|one: &duet::supervisor::pair::status::NodeStatus| one.mode.as_deref() == Some("ASYM"));
+    pair.until("agreed", asym).await;
+    load.progress(50).await;
+    pair.lose(1 - leader);
+    pair.until("alone", |all| all.iter().any(|one| one.open && one.mode.as_deref() == Some("SOLO"))).await;
+    load.progress(50).await;
+    pair.start_witness();
+    pair.start_node(1 - leader);
+    assert_eq!(pair.until_paired().await, leader);
+    assert_eq!(load.failed_lists(), 0, "nobody had a reason to fail while the leader was there");
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_both_were_lost_either_order_of_starts_brings_everything_back() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    for first in [A, B] {
+        let mut load = load(&pair, seed);
+        load.progress(100).await;
+        let leader = pair.until_paired().await;
+        pair.lose(1 - leader);
+        pair.lose(leader);
+        pair.start_node(first);
+        pair.start_node(1 - first);
+        pair.until_paired().await;
+        load.progress(50).await;
+        if first == B {
+            return assert_sound(&pair, load, seed).await;
+        }
+        drop(load);
+    }
+}

@@ -1,0 +1,190 @@
+//! Two nodes and a witness on this machine, as `duet init` makes them.
+
+use std::net::{TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use duet::supervisor::pair::status::NodeStatus;
+use nix::sys::signal::{Signal, kill};
+use tempfile::TempDir;
+
+use crate::common::process::{PATIENCE, Process, duet};
+use crate::common::scratch;
+use crate::postgres::{Database, family};
+
+/// Between two looks at a status, which gives no event to a test.
+const LOOK: Duration = Duration::from_millis(20);
+
+pub const A: usize = 0;
+pub const B: usize = 1;
+const LETTERS: [char; 2] = ['a', 'b'];
+
+/// See the module. Processes that run are stopped when the test ends.
+pub struct Pair {
+    dir: TempDir,
+    client_ports: [u16; 2],
+    pg_ports: [u16; 2],
+    nodes: [Option<Process>; 2],
+    witness: Option<Process>,
+}
+
+/// Ports that are free for TCP and UDP at this moment.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let mut held = Vec::new();
+    while held.len() < N {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        if let Ok(udp) = UdpSocket::bind(("127.0.0.1", port)) {
+            held.push((port, tcp, udp));
+        }
+    }
+    std::array::from_fn(|at| held[at].0)
+}
+
+impl Pair {
+    /// Makes the pair and starts all of it; waits until both nodes have everything.
+    pub async fn start() -> Self {
+        let mut pair = Self::begin(true);
+        pair.start_witness();
+        pair.start_node(A);
+        pair.start_node(B);
+        pair.until_paired().await;
+        pair
+    }
+
+    /// Makes the pair's configuration, with or without a witness. Starts nothing.
+    pub fn begin(witness: bool) -> Self {
+        let dir = scratch();
+        let [ca, cb, pa, pb, ga, gb, w] = free_ports::<7>();
+        let mut init = Command::new(duet());
+        init.args(["init", "--cluster", "test", "--a", "127.0.0.1", "--b", "127.0.0.1", "--client-tls=false", "--in-place"])
+            .args(["--client-port", &format!("{ca},{cb}"), "--peer-port", &format!("{pa},{pb}"), "--pg-port", &format!("{ga},{gb}")])
+            .arg("--out")
+            .arg(dir.path().join("pair"));
+        if witness {
+            init.args(["--witness", "127.0.0.1", "--witness-port", &w.to_string()]);
+        }
+        let output = init.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self { dir, client_ports: [ca, cb], pg_ports: [ga, gb], nodes: [None, None], witness: None }
+    }
+
+    /// What clients connect to: A's URL, then B's.
+    pub fn urls(&self) -> Vec<String> {
+        self.client_ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect()
+    }
+
+    pub fn config(&self, node: usize) -> PathBuf {
+        self.dir.path().join("pair").join(LETTERS[node].to_string()).join("duet.toml")
+    }
+
+    pub fn data(&self, node: usize) -> PathBuf {
+        self.config(node).parent().unwrap().join("data")
+    }
+
+    pub fn database(&self, node: usize) -> Database {
+        Database::of_node(&self.data(node), self.pg_ports[node])
+    }
+
+    pub fn start_witness(&mut self) {
+        let config = self.dir.path().join("pair/witness/witness.toml");
+        let mut witness = Process::start(&duet(), &["witness".to_owned(), "--config-file".to_owned(), config.display().to_string()]);
+        witness.line("the witness is ready");
+        self.witness = Some(witness);
+    }
+
+    pub fn kill_witness(&mut self) {
+        let mut witness = self.witness.take().expect("it runs");
+        witness.signal(Signal::SIGKILL);
+        witness.ended();
+    }
+
+    pub fn start_node(&mut self, node: usize) {
+        let config = self.config(node).display().to_string();
+        let args = ["node", "--config-file", &config, "--pg-shared-buffers", "32MiB"].map(str::to_owned);
+        self.nodes[node] = Some(Process::start(&duet(), &args));
+    }
+
+    pub fn node(&mut self, node: usize) -> &mut Process {
+        self.nodes[node].as_mut().expect("it runs")
+    }
+
+    /// The machine is gone, with everything that ran on it.
+    pub fn lose(&mut self, node: usize) {
+        // PostgreSQL's first: with Duet gone nobody starts it again, and nothing may outlive the machine.
+        let mut duet = self.nodes[node].take().expect("it runs");
+        duet.signal(Signal::SIGSTOP);
+        let postgres = std::fs::read_to_string(self.data(node).join("postgres/postmaster.pid")).ok();
+        let postmaster = postgres.and_then(|text| text.lines().next()?.trim().parse::<i32>().ok());
+        for pid in postmaster.map(family).unwrap_or_default() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        duet.signal(Signal::SIGKILL);
+        duet.ended();
+    }
+
+    /// Duet alone is killed; its PostgreSQL goes on.
+    pub fn kill_duet(&mut self, node: usize) {
+        let mut duet = self.nodes[node].take().expect("it runs");
+        duet.signal(Signal::SIGKILL);
+        duet.ended();
+    }
+
+    /// What the nodes say of themselves; those that answer.
+    pub async fn statuses(&self, from: usize) -> Vec<NodeStatus> {
+        let output = tokio::process::Command::new(duet())
+            .args(["status", "--json", "--config-file"])
+            .arg(self.config(from))
+            .output()
+            .await
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Waits until what the nodes say is as `fits` wants it; what they said then.
+    pub async fn until(&self, what: &str, fits: impl Fn(&[NodeStatus]) -> bool) -> Vec<NodeStatus> {
+        let began = Instant::now();
+        loop {
+            let from = if self.nodes[A].is_some() { A } else { B };
+            let statuses = self.statuses(from).await;
+            if fits(&statuses) {
+                return statuses;
+            }
+            assert!(began.elapsed() < PATIENCE, "not {what} within {PATIENCE:?}: {statuses:#?}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until both nodes have everything and one of them answers; which one.
+    pub async fn until_paired(&self) -> usize {
+        let paired = |all: &[NodeStatus]| {
+            all.len() == 2
+                && all.iter().all(|one| one.mode.as_deref() == Some("PAIR"))
+                && all.iter().any(|one| one.open && one.peer_ready && one.survives.a && one.survives.b)
+        };
+        let statuses = self.until("a pair", paired).await;
+        leader_of(&statuses).expect("one is open")
+    }
+
+    /// Waits until `node` answers.
+    pub async fn until_open(&self, node: usize) -> NodeStatus {
+        let open = |all: &[NodeStatus]| leader_of(all) == Some(node);
+        let statuses = self.until("open", open).await;
+        statuses.into_iter().find(|one| one.open).expect("one is open")
+    }
+
+    /// Runs a command of an operator's on `node`; what it said, if it succeeded.
+    pub async fn operate(&self, node: usize, args: &[&str]) -> Result<String, String> {
+        let output =
+            tokio::process::Command::new(duet()).args(args).arg("--config-file").arg(self.config(node)).output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+}
+
+/// The node that answers requests.
+pub fn leader_of(statuses: &[NodeStatus]) -> Option<usize> {
+    let open = statuses.iter().find(|one| one.open)?;
+    Some(if open.node == 'A' { A } else { B })
+}
