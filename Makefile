@@ -8,13 +8,14 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 CACHE := $(or $(DUET_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/duet)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 DUET := $(CARGO_TARGET_DIR)/release/duet
-# Flags for `duet dev`: make run FLAGS="--data-dir /srv/duet".
+# Flags for `duet pair` or `duet dev`: make run FLAGS="--data-dir /srv/duet".
 FLAGS ?=
 
-.PHONY: help run build install test lint test-rust test-go test-postgres test-pair test-long bench clean
+.PHONY: help run run-dev build install test lint test-rust test-go test-postgres test-pair test-long bench clean
 
 help:
-	@echo "make run        install what is missing, build, and run: duet dev"
+	@echo "make run        install what is missing, build, and run a pair and its witness on this machine"
+	@echo "make run-dev    the same with one node: duet dev"
 	@echo "make build      build $(DUET)"
 	@echo "make install    copy it to /usr/local/bin (PREFIX=/usr/local)"
 	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
@@ -24,6 +25,9 @@ help:
 	@echo "make bench      criterion's benchmarks, and Duet beside etcd"
 
 run: build
+	$(DUET) pair $(FLAGS)
+
+run-dev: build
 	$(DUET) dev $(FLAGS)
 
 build:

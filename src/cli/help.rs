@@ -15,12 +15,21 @@ pub(super) fn overview() -> String {
          Usage:\n  duet COMMAND [flags]\n\n\
          Commands:\n  \
            dev      One node with a PostgreSQL of its own, for a laptop, CI or an edge box.\n  \
+           pair     A pair of nodes and a witness on this machine, to try it.\n  \
+           init     Write the configuration and certificates of a pair: duet init --help.\n  \
+           node     One node of a pair: duet node --config-file FILE.\n  \
+           witness  A pair's witness: duet witness --config-file FILE.\n  \
+           certs    duet certs renew --out DIR: new certificates for a pair.\n  \
            serve    Serve from an existing PostgreSQL: duet serve --database postgres://…\n  \
            etcd     Stand in for a single etcd: takes etcd's command line. Also under the name etcd.\n  \
            config   duet config check: which options are in force, and where each comes from.\n  \
            version  The version.\n\n\
-         duet COMMAND --help lists the flags.\n\n",
+         Operating a pair, each with --config-file FILE (a node's own):\n",
     );
+    for (command, what) in super::operate::COMMANDS {
+        let _ = writeln!(out, "  {command:10} {what}"); // writing to a String can't fail
+    }
+    out.push_str("\nduet COMMAND --help lists the flags.\n\n");
     out.push_str(&exit_codes());
     out
 }

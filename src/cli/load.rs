@@ -107,7 +107,7 @@ pub(super) fn is_yaml(path: &Path) -> bool {
 }
 
 /// Where data goes when nobody says: the system's place for root, the user's own otherwise.
-fn default_data_dir(name: &str) -> PathBuf {
+pub(super) fn default_data_dir(name: &str) -> PathBuf {
     let home = || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".local/share"));
     let base = if nix::unistd::Uid::effective().is_root() {
         PathBuf::from("/var/lib")

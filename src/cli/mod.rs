@@ -6,6 +6,7 @@
 //! | [`help`] | `--help`, from the table of options |
 //! | [`load`] | flags, environment and file into a valid configuration |
 //! | [`dev`], [`serve`], [`node`], [`etcd`], [`config`] | the subcommands |
+//! | [`witness`], [`pair_init`], [`pair_demo`], `operate` | a pair's witness, its configuration and certificates, a pair on one machine, its operators |
 //! | `peer_port` | who may call a node of a pair on its peer port |
 //! | [`init`] | what process 1 of a container is besides |
 //! | [`server`] | what `dev`, `serve`, `node` and `etcd` share: from bound sockets to the last connection |
@@ -24,6 +25,7 @@ pub mod load;
 pub mod node;
 mod operate;
 mod pair_certs;
+pub mod pair_demo;
 pub mod pair_init;
 mod peer_port;
 pub mod serve;
@@ -67,6 +69,7 @@ fn dispatch(argv: &[String]) -> Result<(), Failure> {
         "serve" => serve::run(rest),
         "node" => node::run(rest),
         "witness" => witness::run(rest),
+        "pair" => pair_demo::run(rest),
         "init" => pair_init::run(rest),
         "certs" => pair_init::run_certs(rest),
         "etcd" => etcd::run(rest),

@@ -50,7 +50,9 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
         return Err(Failure::usage("--database belongs to duet serve; duet node runs a PostgreSQL of its own"));
     }
     let Some(pair) = loaded.config.pair.clone() else {
-        return Err(Failure::usage("the pair is not configured; duet init writes the configuration of both nodes and the witness"));
+        return Err(Failure::usage(
+            "the pair is not configured; duet init writes the configuration of both nodes and the witness",
+        ));
     };
     serve(loaded, pair)
 }
@@ -79,13 +81,8 @@ async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Han
     let drain = Drain::default();
     let stop = CancellationToken::new();
     let (serving, serves) = watch::channel(false);
-    let started = Started {
-        gate: gate.clone(),
-        drain: drain.clone(),
-        serves,
-        client_tls: Arc::clone(&client_tls),
-        stop: stop.clone(),
-    };
+    let started =
+        Started { gate: gate.clone(), drain: drain.clone(), serves, client_tls: Arc::clone(&client_tls), stop: stop.clone() };
     let options = pair_options(prepared.config(), &pair);
     let starting = supervisor.spawn(started.start(options, pair.clone()));
     let supervised = tokio::select! {
@@ -106,7 +103,7 @@ async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Han
     tokio::spawn(tell_serving(engine.role(), serving));
     let upstream = upstream_of(&pair, Arc::clone(&client_tls));
     let (answering, answers) = watch::channel(Answering::Nobody);
-    tokio::spawn(answer(engine.role(), handle.views(), gate.clone(), upstream, answering));
+    tokio::spawn(answer(engine.role(), handle.views(), gate.clone(), drain.clone(), upstream, answering));
 
     let peer_name = certificate_name(pair.node.peer(), &pair.cluster);
     let leaving = CancellationToken::new();
@@ -164,8 +161,7 @@ impl Started {
         let link = link.map_err(|error| Failure::bind(error.to_string()))?;
         let connect = |url: &String| backend::connect(url, &pair.cluster, Some(Arc::clone(&self.client_tls)));
         let witness = pair.witness.as_ref().map(connect).transpose().map_err(Failure::usage)?;
-        let setup =
-            Setup { me: pair.node, timing: pair.timing, witness: witness.is_some(), begins: pair.node == NodeId::A };
+        let setup = Setup { me: pair.node, timing: pair.timing, witness: witness.is_some(), begins: pair.node == NodeId::A };
         let parts = Parts {
             setup,
             cluster: pair.cluster.clone(),
@@ -227,6 +223,7 @@ async fn answer(
     mut role: watch::Receiver<Role>,
     mut views: watch::Receiver<View>,
     gate: Gate,
+    drain: Drain,
     upstream: impl Fn() -> Upstream,
     answering: watch::Sender<Answering>,
 ) {
@@ -235,7 +232,9 @@ async fn answer(
         let there = views.borrow_and_update().peer_leads();
         answering.send_if_modified(|now| {
             let next = match (&*now, here, there) {
-                (Answering::Here, true, _) | (Answering::There(_), false, true) | (Answering::Nobody, false, false) => return false,
+                (Answering::Here, true, _) | (Answering::There(_), false, true) | (Answering::Nobody, false, false) => {
+                    return false;
+                }
                 (_, true, _) => Answering::Here,
                 (_, false, true) => Answering::There(upstream()),
                 (_, false, false) => Answering::Nobody,
@@ -243,6 +242,10 @@ async fn answer(
             *now = next;
             true
         });
+        if !gate.rights().owns {
+            // Requests that were held for a switchover find their way from here on.
+            drain.release();
+        }
         let ended = tokio::select! {
             changed = role.changed() => changed.is_err(),
             changed = views.changed() => changed.is_err(),

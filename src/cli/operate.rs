@@ -32,7 +32,10 @@ const WATCH: Duration = Duration::from_secs(1);
 pub(super) const COMMANDS: [(&str, &str); 8] = [
     ("status", "What each node is, and what the pair can survive now. --watch, --json."),
     ("switchover", "Hand the leadership to the other node, without a failed request."),
-    ("failover", "Make this node the leader although acknowledged writes may be lost: --accept-data-loss --cluster NAME --peer-is-off."),
+    (
+        "failover",
+        "Make this node the leader although acknowledged writes may be lost: --accept-data-loss --cluster NAME --peer-is-off.",
+    ),
     ("pause", "No failover by itself for a while: duet pause 10m."),
     ("resume", "End a pause."),
     ("reinit", "Make the follower's copy of the data anew."),
@@ -205,7 +208,8 @@ impl Nodes {
                     let _ = writeln!(out, "Node {}: failover is paused for another {} s.", status.node, paused / 1000);
                 }
             }
-            let last = statuses.iter().flatten().filter_map(|status| status.last_takeover.as_ref()).max_by_key(|entry| entry.at_ms);
+            let last =
+                statuses.iter().flatten().filter_map(|status| status.last_takeover.as_ref()).max_by_key(|entry| entry.at_ms);
             if let Some(last) = last {
                 let _ = writeln!(out, "Last takeover: {}, node {}: {}.", when(last.at_ms), last.node, last.text);
             }
@@ -221,7 +225,8 @@ impl Nodes {
     }
 
     async fn act_here(&self, action: Action, seconds: u64) -> Result<(), Failure> {
-        let text = self.act(0, action, seconds).await.map_err(|why| Failure::serving(format!("node {}: {why}", self.names[0])))?;
+        let text =
+            self.act(0, action, seconds).await.map_err(|why| Failure::serving(format!("node {}: {why}", self.names[0])))?;
         println!("node {}: {text}", self.names[0]);
         self.show_status(false, false).await
     }
@@ -243,7 +248,9 @@ impl Nodes {
     async fn find(&self, role: &str) -> Result<usize, Failure> {
         let statuses = self.statuses().await;
         let at = statuses.iter().position(|status| status.as_ref().is_ok_and(|status| status.role == role));
-        at.ok_or_else(|| Failure::serving(format!("no node says that it is the {role} at the moment:\n{}", self.table(&statuses))))
+        at.ok_or_else(|| {
+            Failure::serving(format!("no node says that it is the {role} at the moment:\n{}", self.table(&statuses)))
+        })
     }
 
     async fn act_on_follower(&self, action: Action) -> Result<(), Failure> {
@@ -266,8 +273,13 @@ impl Nodes {
                 println!("node {} leads", self.names[to]);
                 return self.show_status(false, false).await;
             }
-            if began.elapsed() > ANSWER_DEADLINE && self.status_of(from).await.is_ok_and(|status| status.open && !status.handing_over) {
-                return Err(Failure::serving(format!("node {} did not take over in time; node {} goes on", self.names[to], self.names[from])));
+            if began.elapsed() > ANSWER_DEADLINE
+                && self.status_of(from).await.is_ok_and(|status| status.open && !status.handing_over)
+            {
+                return Err(Failure::serving(format!(
+                    "node {} did not take over in time; node {} goes on",
+                    self.names[to], self.names[from]
+                )));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -280,7 +292,8 @@ impl Nodes {
             let mut client = self.clients[at].clone();
             match timeout(ANSWER_DEADLINE, client.history(HistoryRequest {})).await {
                 Ok(Ok(answer)) => {
-                    entries.extend(answer.into_inner().entries.iter().filter_map(|entry| serde_json::from_str::<Entry>(entry).ok()));
+                    entries
+                        .extend(answer.into_inner().entries.iter().filter_map(|entry| serde_json::from_str::<Entry>(entry).ok()));
                 }
                 Ok(Err(status)) => eprintln!("duet: node {name}: {}", status.message()),
                 Err(_) => eprintln!("duet: node {name}: no answer"),

@@ -9,9 +9,9 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::Failure;
 use super::args::{self, Takes};
 use super::pair_certs::{Authority, Leaf, Use};
-use super::Failure;
 
 const USAGE: &str = "duet init --cluster NAME --a ADDRESS --b ADDRESS --witness ADDRESS --out DIR [flags]";
 const HELP: &str = "
@@ -61,6 +61,17 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
     let written = plan.write()?;
     print!("{written}");
     Ok(())
+}
+
+/// Does what `duet init` does, without a word.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn make(args: &[String]) -> Result<(), Failure> {
+    match Plan::from_args(args)? {
+        Some(plan) => plan.write().map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Runs `duet certs`.
@@ -135,7 +146,9 @@ impl Plan {
             let text = need(name)?;
             let parsed = text.parse::<std::net::IpAddr>();
             parsed.map(|ip| ip.to_string()).map_err(|_| {
-                Failure::usage(format!("--{name} {text}: write the node's IP address (it listens there, and certificates name it)"))
+                Failure::usage(format!(
+                    "--{name} {text}: write the node's IP address (it listens there, and certificates name it)"
+                ))
             })
         };
         let (client, peer, pg) = (ports("client-port", 2379)?, ports("peer-port", 2380)?, ports("pg-port", 5433)?);
@@ -146,7 +159,8 @@ impl Plan {
         if !["fast", "normal", "wan"].contains(&timing.as_str()) {
             return Err(Failure::usage(format!("--timing {timing}: write fast, normal or wan")));
         }
-        let witness = get("witness").map(|host| Ok::<_, Failure>((host.to_owned(), ports("witness-port", 2378)?[0]))).transpose()?;
+        let witness =
+            get("witness").map(|host| Ok::<_, Failure>((host.to_owned(), ports("witness-port", 2378)?[0]))).transpose()?;
         let plan = Self {
             a: host(address("a")?, 0),
             b: host(address("b")?, 1),
@@ -183,8 +197,8 @@ impl Plan {
         let path = out.join(PLAN);
         let text = fs::read_to_string(&path)
             .map_err(|error| Failure::usage(format!("can't read {}: {error}; --out is what duet init wrote", path.display())))?;
-        let plan: Self =
-            serde_json::from_str(&text).map_err(|error| Failure::usage(format!("{} is not duet init's: {error}", path.display())))?;
+        let plan: Self = serde_json::from_str(&text)
+            .map_err(|error| Failure::usage(format!("{} is not duet init's: {error}", path.display())))?;
         Ok(Self { out: out.to_path_buf(), ..plan })
     }
 
@@ -220,12 +234,13 @@ impl Plan {
             Authority::from_pem(&read(&format!("{name}.crt"))?, &read(&format!("{name}.key"))?).map_err(failed)
         };
         let (pair, clients) = (authority("pair")?, authority("client")?);
-        let issue = |from: &Authority, dir: &str, file: &str, name: String, hosts: Vec<String>, usage: Use| -> Result<(), Failure> {
-            let leaf: Leaf = from.issue(&name, hosts, usage).map_err(failed)?;
-            let dir = self.out.join(dir);
-            write(&dir.join(format!("{file}.key")), &leaf.key_pem, 0o600)?;
-            write(&dir.join(format!("{file}.crt")), &leaf.certificate_pem, 0o644)
-        };
+        let issue =
+            |from: &Authority, dir: &str, file: &str, name: String, hosts: Vec<String>, usage: Use| -> Result<(), Failure> {
+                let leaf: Leaf = from.issue(&name, hosts, usage).map_err(failed)?;
+                let dir = self.out.join(dir);
+                write(&dir.join(format!("{file}.key")), &leaf.key_pem, 0o600)?;
+                write(&dir.join(format!("{file}.crt")), &leaf.certificate_pem, 0o644)
+            };
         let local = |address: &str| vec![address.to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), "localhost".to_owned()];
         for (letter, host) in [("a", &self.a), ("b", &self.b)] {
             let name = format!("{letter}.{cluster}.duet");
@@ -257,7 +272,8 @@ impl Plan {
     fn node_config(&self, letter: &str, me: &Host, peer: &Host) -> String {
         let place = self.place(letter);
         let file = |name: &str| toml_text(&place.join(name).display().to_string());
-        let mut text = format!("# Node {} of the pair \"{}\": duet node --config-file THIS-FILE\n", letter.to_uppercase(), self.cluster);
+        let mut text =
+            format!("# Node {} of the pair \"{}\": duet node --config-file THIS-FILE\n", letter.to_uppercase(), self.cluster);
         let mut line = |key: &str, value: String| {
             let _ = writeln!(text, "{key} = {value}"); // a String can't fail
         };
@@ -295,7 +311,8 @@ impl Plan {
     fn witness_config(&self) -> String {
         let (host, port) = self.witness.as_ref().expect("only written when there is one");
         let place = self.place("witness");
-        let listen = if host.parse::<std::net::IpAddr>().is_ok() { url("https", host, *port) } else { url("https", "0.0.0.0", *port) };
+        let listen =
+            if host.parse::<std::net::IpAddr>().is_ok() { url("https", host, *port) } else { url("https", "0.0.0.0", *port) };
         let file = |name: &str| toml_text(&place.join(name).display().to_string());
         format!(
             "# The witness of the pair \"{}\": duet witness --config-file THIS-FILE\n\
@@ -342,7 +359,10 @@ fn two_ports(name: &str, text: Option<&str>, default: u16) -> Result<[u16; 2], F
     match ports.as_deref() {
         Some([both]) => Ok([*both; 2]),
         Some([a, b]) => Ok([*a, *b]),
-        _ => Err(Failure::usage(format!("--{name} {text}: write one port, or two for A and B, such as {default},{}", default + 10))),
+        _ => Err(Failure::usage(format!(
+            "--{name} {text}: write one port, or two for A and B, such as {default},{}",
+            default + 10
+        ))),
     }
 }
 

@@ -39,7 +39,9 @@ async fn witness(config: Config, tls: TlsConfig) -> Result<(), Failure> {
         .map_err(|error| Failure::serving(format!("can't register metrics: {error}")))?;
     let tls = Tls::load(tls, metrics.clone())?;
     let Some(listen) = config.listen_peer.clone() else {
-        return Err(Failure::usage("--listen-peer-url is needed: where the pair's nodes reach this witness, such as https://0.0.0.0:2378"));
+        return Err(Failure::usage(
+            "--listen-peer-url is needed: where the pair's nodes reach this witness, such as https://0.0.0.0:2378",
+        ));
     };
     let listeners = Listeners::bind(&[listen], false)?;
     let store = Store::open(&config.data_dir).map_err(|error| match error {

@@ -79,6 +79,9 @@ async fn session(
     requests: &mut mpsc::Receiver<Request>,
     confirms: &mut mpsc::Receiver<Confirm>,
 ) -> Result<(), LogError> {
+    if *shared.role.borrow() == Role::Recovering && !shared.log.may_write() {
+        return Err(LogError::Deposed("the right to write ended with the session".to_owned()));
+    }
     let advertise = shared.options.advertise_client_urls.clone();
     let mut writer = tokio::select! {
         writer = shared.log.acquire(true, advertise) => writer?,

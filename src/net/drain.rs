@@ -49,7 +49,7 @@ impl Drain {
 
     /// Lets them go on.
     pub fn release(&self) {
-        self.0.held.send_replace(false);
+        self.0.held.send_if_modified(|held| std::mem::replace(held, false));
     }
 
     /// Resolves when nothing is under way.

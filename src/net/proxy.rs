@@ -7,8 +7,9 @@
 //! - it was sent and the answer didn't come: Unavailable with etcd's text for that, which makes watches resume and leaves
 //!   a Txn's outcome to its client.
 //!
-//! Invariants: a request is forwarded once at most, so that two replicas that take each other for the writer can't play
-//! ping-pong; a wait for a writer has a deadline.
+//! Invariants: a request is forwarded twice at most, so that two replicas that take each other for the writer can't play
+//! ping-pong (twice, because the writer may hand over while it has the request in hand, and the one that forwarded it is the
+//! writer then); a wait for a writer has a deadline.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -46,6 +47,8 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 4;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// How often a request may be forwarded.
+const HOPS_MAX: u8 = 2;
 const FORWARDED: HeaderName = HeaderName::from_static("duet-forwarded");
 
 /// Connections to the writer; clones share them.
@@ -208,13 +211,13 @@ where
             return Box::pin(self.inner.call(request));
         }
         let (layer, inner) = (self.layer.clone(), self.inner.clone());
-        let forwarded = request.headers().contains_key(FORWARDED);
+        let hops = hops(request.headers());
         Box::pin(async move {
-            match layer.somebody(forwarded).await {
+            match layer.somebody(hops).await {
                 Answering::Here => inner.oneshot(request).await,
                 Answering::There(upstream) => {
                     layer.metrics.net.proxied_total.inc();
-                    Ok(forward(upstream.channel(), request).await)
+                    Ok(forward(upstream.channel(), request, hops + 1).await)
                 }
                 Answering::Nobody => Ok(Status::unavailable(RETRIABLE).into_http()),
             }
@@ -224,11 +227,11 @@ where
 
 impl ProxyLayer {
     /// Waits, but not for long, until somebody can answer.
-    async fn somebody(&self, forwarded: bool) -> Answering {
+    async fn somebody(&self, hops: u8) -> Answering {
         let mut answering = self.answering.clone();
         let fits = |now: &Answering| match now {
             Answering::Here => true,
-            Answering::There(_) => !forwarded,
+            Answering::There(_) => hops < HOPS_MAX,
             Answering::Nobody => false,
         };
         let found = timeout(WRITER_PATIENCE, answering.wait_for(fits)).await;
@@ -236,9 +239,15 @@ impl ProxyLayer {
     }
 }
 
-async fn forward(mut channel: Channel, request: Request<Body>) -> Response<Body> {
+/// How often a request has been forwarded already; what isn't understood counts as too often.
+fn hops(headers: &HeaderMap) -> u8 {
+    let said = headers.get(FORWARDED).map(|value| value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(HOPS_MAX));
+    said.unwrap_or(0).min(HOPS_MAX)
+}
+
+async fn forward(mut channel: Channel, request: Request<Body>, hops: u8) -> Response<Body> {
     let mut request = request.map(tonic::body::Body::new);
-    request.headers_mut().insert(FORWARDED, HeaderValue::from_static("1"));
+    request.headers_mut().insert(FORWARDED, HeaderValue::from(u16::from(hops)));
     let answer = match ServiceExt::<Request<tonic::body::Body>>::ready(&mut channel).await {
         Ok(ready) => ready.call(request).await,
         Err(error) => Err(error),
@@ -399,6 +408,6 @@ mod tests {
         let mut client = HealthClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap());
         let refused = timeout(PATIENCE, client.check(ask())).await.unwrap().unwrap_err();
         assert_eq!(refused.message(), RETRIABLE);
-        assert_eq!(metrics.net.proxied_total.get(), 1);
+        assert_eq!(metrics.net.proxied_total.get(), u64::from(HOPS_MAX));
     }
 }

@@ -285,7 +285,7 @@ impl Connection {
         let options = if prefix.is_empty() { GetOptions::new().with_all_keys() } else { GetOptions::new().with_prefix() };
         let mut client = self.client().await.kv_client().max_decoding_message_size(1 << 30);
         let answer = tokio::time::timeout(PATIENCE, client.get(prefix, Some(options))).await.expect("every list is answered");
-        let answer = answer.ok()?;
+        let answer = answer.inspect_err(|error| eprintln!("a list failed: {error}")).ok()?;
         let revision = answer.header().unwrap().revision();
         assert!(revision >= before, "a list showed revision {revision} after {before} had been acknowledged");
         let kvs = answer.kvs().iter().map(|kv| (kv.key().to_vec(), kv.mod_revision(), stored(kv))).collect();

@@ -34,6 +34,7 @@ impl Database {
     }
 
     /// Of a node of a pair, whose data is in `data` and whose PostgreSQL has the port `port`.
+    #[allow(dead_code, reason = "tests/pair uses it")]
     pub fn of_node(data: &Path, port: u16) -> Self {
         let mut config = Config::new();
         config.host_path(data.join("socket")).port(port).user("duet").dbname("postgres");

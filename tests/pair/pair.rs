@@ -22,11 +22,12 @@ const LETTERS: [char; 2] = ['a', 'b'];
 
 /// See the module. Processes that run are stopped when the test ends.
 pub struct Pair {
-    dir: TempDir,
     client_ports: [u16; 2],
     pg_ports: [u16; 2],
+    // In this order: the witness is there until the nodes have ended, and the files until everything has.
     nodes: [Option<Process>; 2],
     witness: Option<Process>,
+    dir: TempDir,
 }
 
 /// Ports that are free for TCP and UDP at this moment.
@@ -59,7 +60,14 @@ impl Pair {
         let [ca, cb, pa, pb, ga, gb, w] = free_ports::<7>();
         let mut init = Command::new(duet());
         init.args(["init", "--cluster", "test", "--a", "127.0.0.1", "--b", "127.0.0.1", "--client-tls=false", "--in-place"])
-            .args(["--client-port", &format!("{ca},{cb}"), "--peer-port", &format!("{pa},{pb}"), "--pg-port", &format!("{ga},{gb}")])
+            .args([
+                "--client-port",
+                &format!("{ca},{cb}"),
+                "--peer-port",
+                &format!("{pa},{pb}"),
+                "--pg-port",
+                &format!("{ga},{gb}"),
+            ])
             .arg("--out")
             .arg(dir.path().join("pair"));
         if witness {
@@ -67,7 +75,7 @@ impl Pair {
         }
         let output = init.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self { dir, client_ports: [ca, cb], pg_ports: [ga, gb], nodes: [None, None], witness: None }
+        Self { client_ports: [ca, cb], pg_ports: [ga, gb], nodes: [None, None], witness: None, dir }
     }
 
     /// What clients connect to: A's URL, then B's.
@@ -89,7 +97,8 @@ impl Pair {
 
     pub fn start_witness(&mut self) {
         let config = self.dir.path().join("pair/witness/witness.toml");
-        let mut witness = Process::start(&duet(), &["witness".to_owned(), "--config-file".to_owned(), config.display().to_string()]);
+        let mut witness =
+            Process::start(&duet(), &["witness".to_owned(), "--config-file".to_owned(), config.display().to_string()]);
         witness.line("the witness is ready");
         self.witness = Some(witness);
     }

@@ -6,9 +6,7 @@ use super::clock;
 use super::driver::Handle;
 use crate::proto::duetpb::act_request::Action;
 use crate::proto::duetpb::admin_server::Admin;
-use crate::proto::duetpb::{
-    ActRequest, ActResponse, HistoryRequest, HistoryResponse, StatusRequest, StatusResponse,
-};
+use crate::proto::duetpb::{ActRequest, ActResponse, HistoryRequest, HistoryResponse, StatusRequest, StatusResponse};
 use crate::supervisor::fsm::Wish;
 
 /// Longer than any maintenance: a pause that is forgotten must end by itself.
@@ -54,7 +52,9 @@ impl Admin for AdminService {
                 let asked = self.0.reinit().map_err(Status::failed_precondition)?;
                 return Ok(Response::new(ActResponse { text: asked }));
             }
-            Action::Unspecified => return Err(Status::invalid_argument("this node knows no such action; is it of an older version?")),
+            Action::Unspecified => {
+                return Err(Status::invalid_argument("this node knows no such action; is it of an older version?"));
+            }
         };
         let text = self.0.order(wish).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(ActResponse { text }))

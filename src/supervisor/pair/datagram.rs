@@ -10,8 +10,8 @@
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use prost::Message;
 
-use crate::proto::duetpb::heartbeat as wire;
 use crate::proto::duetpb::Heartbeat as WireHeartbeat;
+use crate::proto::duetpb::heartbeat as wire;
 use crate::supervisor::fsm::{Grant, Heartbeat, Mode, NodeId, Register};
 
 /// No datagram is longer: it fits into one packet everywhere.

@@ -178,11 +178,8 @@ impl Driver {
         let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
         let (views, views_rx) = watch::channel(View { state });
         let (internal, events) = mpsc::channel(WITNESS_CALLS_MAX + ORDERS_MAX);
-        let seen = Seen {
-            cluster: parts.cluster.clone(),
-            postgres: Arc::clone(&parts.postgres),
-            history: Arc::clone(&parts.history),
-        };
+        let seen =
+            Seen { cluster: parts.cluster.clone(), postgres: Arc::clone(&parts.postgres), history: Arc::clone(&parts.history) };
         let driver = Self {
             goal: 0,
             orders: orders_rx,
@@ -299,7 +296,9 @@ impl Driver {
                 Action::Swap { instance, expected, new } => self.swap(instance, expected, new),
                 Action::Send(heartbeat) => self.parts.link.send(&heartbeat),
                 Action::Drain => self.drain(),
-                Action::Undrain => self.parts.drain.release(),
+                // When the peer leads now, requests go on once it is known that they go there: see `cli/node.rs`.
+                Action::Undrain if self.state.is_owner() => self.parts.drain.release(),
+                Action::Undrain => {}
                 Action::Note(note) => self.parts.history.note(&self.state, note),
             }
         }
@@ -397,7 +396,8 @@ impl TakeoverClock {
     }
 
     fn serving(&mut self, serves: bool, state: &State, history: &History) {
-        let Some(UnderWay { unplanned, sign, asked, owned: Some(owned), promoted: Some(promoted), opened: Some(opened) }) = self.0
+        let Some(UnderWay { unplanned, sign, asked, owned: Some(owned), promoted: Some(promoted), opened: Some(opened) }) =
+            self.0
         else {
             return;
         };

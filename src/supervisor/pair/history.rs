@@ -100,8 +100,7 @@ impl History {
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|at| u64::try_from(at.as_millis()).ok());
         let epoch = state.record.seen.map_or(0, |seen| seen.epoch);
         tracing::info!(target: "duet::pair", what, epoch, "{text}");
-        let entry =
-            Entry { at_ms: at_ms.unwrap_or(0), node: letter(state.me()), epoch, what: what.to_owned(), text, takeover };
+        let entry = Entry { at_ms: at_ms.unwrap_or(0), node: letter(state.me()), epoch, what: what.to_owned(), text, takeover };
         let mut inner = self.inner.lock();
         if let Err(error) = self.write(&mut inner, &entry) {
             tracing::debug!(%error, "the history could not be written");
@@ -154,9 +153,10 @@ fn tell(note: Note) -> (&'static str, &'static str) {
         Note::TakesOver => ("takes-over", "the leader is gone or has given up: asking to take over"),
         Note::Demoted => ("demoted", "the peer has taken over: this node stops at once and will follow"),
         Note::WasLate => ("was-late", "this process was stopped for a while; whatever it suspected is forgotten"),
-        Note::Tampered => {
-            ("tampered", "somebody changed synchronous_standby_names: nothing is answered until it is set right (ALTER SYSTEM RESET)")
-        }
+        Note::Tampered => (
+            "tampered",
+            "somebody changed synchronous_standby_names: nothing is answered until it is set right (ALTER SYSTEM RESET)",
+        ),
         Note::HandsOver => ("hands-over", "requests are held for a switchover"),
         Note::HandoverFailed => ("handover-failed", "the peer did not take over in time: going on here"),
         Note::Rebuilds => ("rebuilds", "this node's copy can't be used: it is made anew from the leader's"),

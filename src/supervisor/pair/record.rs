@@ -41,7 +41,9 @@ pub enum RecordError {
         why: String,
     },
     /// The directory is another node's.
-    #[error("{path} belongs to node {found} of the pair \"{cluster}\", and this is node {wanted} of \"{wanted_cluster}\": check --node, --cluster and --data-dir")]
+    #[error(
+        "{path} belongs to node {found} of the pair \"{cluster}\", and this is node {wanted} of \"{wanted_cluster}\": check --node, --cluster and --data-dir"
+    )]
     Foreign {
         /// The file.
         path: PathBuf,

@@ -103,8 +103,7 @@ impl NodeStatus {
             peer_heard_ms_ago: state.peer.map(|peer| now.saturating_sub(peer.heard_at)),
             peer_ready: peer_is_useful(state, now),
             witness: witness(state, now),
-            lease_left_ms: (state.phase == Phase::Leader && !state.may_be_alone())
-                .then(|| state.lease_until.saturating_sub(now)),
+            lease_left_ms: (state.phase == Phase::Leader && !state.may_be_alone()).then(|| state.lease_until.saturating_sub(now)),
             handing_over: state.handover.is_some(),
             paused_for_ms: state.paused_until.map(|until| until.saturating_sub(now)),
             survives: survives(state, now),
@@ -168,7 +167,11 @@ fn witness(state: &State, now: Millis) -> WitnessStatus {
     match state.answer {
         _ if !state.setup.witness => WitnessStatus::None,
         Some(answer) if state.hears_witness(now) => {
-            if state.believes(answer) { WitnessStatus::Answers } else { WitnessStatus::NotBelieved }
+            if state.believes(answer) {
+                WitnessStatus::Answers
+            } else {
+                WitnessStatus::NotBelieved
+            }
         }
         _ => WitnessStatus::Silent,
     }
@@ -232,9 +235,13 @@ pub fn explain(state: &State, now: Millis) -> String {
             _ => "Leads with the peer in step.".to_owned(),
         },
         Phase::Leader if !matches!(state.postgres, Postgres::Primary(_)) => "Leads, and waits for its PostgreSQL.".to_owned(),
-        Phase::Leader if now < state.promised_until => "Leads, and waits until its own promise to the peer has run out.".to_owned(),
+        Phase::Leader if now < state.promised_until => {
+            "Leads, and waits until its own promise to the peer has run out.".to_owned()
+        }
         Phase::Leader => {
-            format!("Leads, and waits for node {peer} to confirm what PostgreSQL shows, or for the witness to let it go on alone.")
+            format!(
+                "Leads, and waits for node {peer} to confirm what PostgreSQL shows, or for the witness to let it go on alone."
+            )
         }
         Phase::Follower => {
             let seen = state.record.seen;
@@ -255,7 +262,9 @@ pub fn explain(state: &State, now: Millis) -> String {
                 Some(Mode::Solo) => {
                     format!("Follows, and may not take over: node {peer} went on alone and may have data that is nowhere else.")
                 }
-                Some(Mode::Asym) => format!("Follows, and may not take over: there is no witness, and only node {peer} may go on alone."),
+                Some(Mode::Asym) => {
+                    format!("Follows, and may not take over: there is no witness, and only node {peer} may go on alone.")
+                }
                 None => "Follows.".to_owned(),
             }
         }

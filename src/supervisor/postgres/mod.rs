@@ -186,7 +186,12 @@ impl Postgres {
     /// How to connect: the socket, the role, the database. Contains no secret.
     pub fn connect_config(&self) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(&self.socket_dir).port(self.options.port()).user(ROLE).dbname(DATABASE).connect_timeout(CONNECT_DEADLINE);
+        config
+            .host_path(&self.socket_dir)
+            .port(self.options.port())
+            .user(ROLE)
+            .dbname(DATABASE)
+            .connect_timeout(CONNECT_DEADLINE);
         config
     }
 

@@ -56,15 +56,27 @@ impl Network {
             set("ssl_key_file", &file(KEY), "the same"),
             set("ssl_ca_file", &file(CA), "the same"),
             set("ssl_min_protocol_version", "TLSv1.3", "both sides are of our making"),
-            set("synchronous_commit", "on", "a commit is acknowledged when the standby has flushed it; a session may not be asked less by default"),
+            set(
+                "synchronous_commit",
+                "on",
+                "a commit is acknowledged when the standby has flushed it; a session may not be asked less by default",
+            ),
             set("hot_standby", "on", "the follower reads its copy"),
             set("hot_standby_feedback", "off", "a reader on the follower must not hold back the leader's vacuum"),
             set("recovery_target_timeline", "latest", "a follower goes where the leader goes"),
             set("recovery_min_apply_delay", "0", "a follower that is behind on purpose can't take over"),
             set("wal_level", "replica", "the standby"),
-            set("max_wal_senders", "8", "the standby, a base backup with its WAL stream, one connection that is being given up, and room"),
-            set("max_replication_slots", "4", "the peer's, and room"),
-            set("wal_retrieve_retry_interval", "100ms", "a standby that lost its leader's connection must not be missed for long"),
+            set(
+                "max_wal_senders",
+                "10",
+                "PostgreSQL's default: pg_rewind's single-user recovery runs with it, and a standby may not have less",
+            ),
+            set("max_replication_slots", "10", "the same"),
+            set(
+                "wal_retrieve_retry_interval",
+                "100ms",
+                "a standby that lost its leader's connection must not be missed for long",
+            ),
             set("wal_receiver_timeout", "3s", "a dead connection is noticed; never what a failover waits for"),
             set("wal_sender_timeout", "3s", "the same"),
             set("wal_receiver_status_interval", "1s", "the leader sees how far the follower has replayed"),
@@ -93,7 +105,8 @@ impl Network {
         let dir = data_dir.root().join(TLS_DIR);
         let io = |what: &str, path: &Path, e| StartError::from_io(what, path, &account.name, e);
         match fs::DirBuilder::new().mode(0o700).create(&dir) {
-            Ok(()) => std::os::unix::fs::chown(&dir, Some(account.uid), Some(account.gid)).map_err(|e| io("can't give away", &dir, e))?,
+            Ok(()) => std::os::unix::fs::chown(&dir, Some(account.uid), Some(account.gid))
+                .map_err(|e| io("can't give away", &dir, e))?,
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(io("can't create", &dir, e)),
         }
@@ -105,7 +118,8 @@ impl Network {
                 continue;
             }
             let scratch = dir.join(format!("{name}.tmp"));
-            write_durably(&scratch, &path, &wanted, 0o600, Some((account.uid, account.gid))).map_err(|e| io("can't write", &path, e))?;
+            write_durably(&scratch, &path, &wanted, 0o600, Some((account.uid, account.gid)))
+                .map_err(|e| io("can't write", &path, e))?;
             changed = true;
         }
         Ok(changed)

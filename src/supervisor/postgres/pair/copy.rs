@@ -13,10 +13,10 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::super::Postgres;
 use super::super::config::DATABASE;
 use super::super::data_dir::{sync_dir, write_durably};
 use super::super::initdb::command;
-use super::super::Postgres;
 use super::Pursuit;
 
 const MARKER: &str = "postgres.half-done";
@@ -84,7 +84,9 @@ impl Pursuit<'_> {
         let said = run(&mut rewind, REWIND_DEADLINE, |_| ()).await;
         let outcome = said.map_err(|said| {
             // Nothing was changed before it had a connection.
-            if ["could not connect", "connection to server", "could not fetch", "terminating connection"].iter().any(|c| said.contains(c))
+            if ["could not connect", "connection to server", "could not fetch", "terminating connection"]
+                .iter()
+                .any(|c| said.contains(c))
                 && !said.contains("could not find common ancestor")
             {
                 CopyError::Later(said)

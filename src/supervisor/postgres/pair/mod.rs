@@ -283,9 +283,9 @@ impl Pursuit<'_> {
     async fn launch(&self) -> Result<(), StartError> {
         let shared = Arc::clone(self.shared);
         let launched = tokio::spawn(async move { shared.postgres.restart(Duration::ZERO).await });
-        launched.await.unwrap_or_else(|error| {
-            Err(StartError::Failed { what: "starting PostgreSQL".to_owned(), detail: error.to_string() })
-        })
+        launched
+            .await
+            .unwrap_or_else(|error| Err(StartError::Failed { what: "starting PostgreSQL".to_owned(), detail: error.to_string() }))
     }
 }
 

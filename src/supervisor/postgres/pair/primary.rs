@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::network::peer_role_sql;
-use super::super::{Status, StartError};
+use super::super::{StartError, Status};
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
 use super::{LOOK, Pursuit, SOON};
@@ -111,16 +111,19 @@ impl Pursuit<'_> {
         self.shared.sign_primary()?;
         self.launch().await?;
         self.shared.armed.store(true, Ordering::Release);
-        self.shared.sign_standby()
+        Ok(())
     }
 
     async fn promote(&self, session: Session, sync: bool) -> Result<Session, String> {
         self.doing("promoting PostgreSQL");
         let began = Instant::now();
-        let wait_for = if sync { WaitFor::Peer } else { WaitFor::Nobody };
-        self.shared.write_role(wait_for).map_err(|error| error.to_string())?;
         // Everything that was received is replayed before the promotion ends; nothing is received after it has begun.
-        session.execute("SELECT pg_reload_conf(); SELECT pg_promote(wait => false)").await?;
+        session.execute("SELECT pg_promote(wait => false)").await?;
+        if !sync {
+            // Meanwhile: nobody commits before the promotion has been reported.
+            self.shared.write_role(WaitFor::Nobody).map_err(|error| error.to_string())?;
+            session.execute("SELECT pg_reload_conf()").await?;
+        }
         let mut seen = session.look().await?;
         while seen.in_recovery {
             if began.elapsed() > PROMOTE_DEADLINE {
@@ -130,13 +133,14 @@ impl Pursuit<'_> {
             seen = session.look().await?;
         }
         self.shared.armed.store(sync, Ordering::Release);
-        self.shared.sign_standby().map_err(|error| error.to_string())?;
         tracing::info!(took_ms = began.elapsed().as_millis() as u64, timeline = seen.timeline, "promoted");
         Ok(session)
     }
 
     /// What the peer needs to follow: its role, its slot.
     async fn prepare_for_peer(&self, session: &Session) -> Result<(), String> {
+        // A promotion has removed it, and so has a start as the primary: one that nobody supervises must be read-only again.
+        self.shared.sign_standby().map_err(|error| error.to_string())?;
         let slot = &self.shared.network.peer_name;
         session.execute(&peer_role_sql()).await?;
         session

@@ -22,7 +22,8 @@ const KNOCK: Duration = Duration::from_millis(200);
 const LATE: Duration = Duration::from_millis(300);
 
 /// A position: bytes of WAL.
-const LSN: &str = "(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint";
+const LSN: &str =
+    "(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint";
 
 /// What was found at one look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -74,7 +74,8 @@ impl Pursuit<'_> {
         let later = |why: String| Obstacle::Later(why);
         let session = self.shared.session().await.map_err(later)?;
         // Slots of the time when this node led would keep WAL for nobody.
-        let drop_slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active";
+        let drop_slots =
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active";
         session.execute(drop_slots).await.map_err(later)?;
         self.well();
         self.done();
@@ -161,12 +162,15 @@ impl Pursuit<'_> {
             Ok::<_, String>(answer)
         };
         let answer = timeout(LEADER_DEADLINE, asked).await.map_err(|_| "no answer in time".to_owned()).flatten();
-        answer.map_err(|why| format!("the leader's PostgreSQL at {}:{}: {why}", self.shared.network.peer.0, self.shared.network.peer.1))
+        answer.map_err(|why| {
+            format!("the leader's PostgreSQL at {}:{}: {why}", self.shared.network.peer.0, self.shared.network.peer.1)
+        })
     }
 
     async fn leader_session(&self) -> Result<Client, String> {
         let network = &self.shared.network;
-        let quote = |path: &std::path::Path| format!("'{}'", path.display().to_string().replace('\\', "\\\\").replace('\'', "\\'"));
+        let quote =
+            |path: &std::path::Path| format!("'{}'", path.display().to_string().replace('\\', "\\\\").replace('\'', "\\'"));
         let dsn = format!(
             "host={} port={} user={PEER_ROLE} dbname={DATABASE} connect_timeout=2 sslmode=verify-ca sslrootcert={} sslcert={} sslkey={}",
             network.peer.0,
@@ -207,7 +211,9 @@ impl Pursuit<'_> {
             } else if fed.elapsed() > STARVED {
                 fed = Instant::now();
                 if self.leader().await.is_ok_and(|leader| !leader.in_recovery) {
-                    return Obstacle::Rebuild("the leader's PostgreSQL is there and doesn't have the WAL any more that is needed".to_owned());
+                    return Obstacle::Rebuild(
+                        "the leader's PostgreSQL is there and doesn't have the WAL any more that is needed".to_owned(),
+                    );
                 }
             }
             tokio::time::sleep(LOOK.saturating_sub(looked.elapsed())).await;
