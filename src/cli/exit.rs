@@ -63,6 +63,16 @@ impl Failure {
         Self { code: LOCKED, text: text.into() }
     }
 
+    /// A failure that somebody else has told of.
+    pub fn silent(code: u8) -> Self {
+        Self { code, text: String::new() }
+    }
+
+    /// Whether there is nothing to say.
+    pub fn is_silent(&self) -> bool {
+        self.text.is_empty()
+    }
+
     /// A failure while serving.
     pub fn serving(text: impl Into<String>) -> Self {
         Self { code: 1, text: text.into() }

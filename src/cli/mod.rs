@@ -8,6 +8,7 @@
 //! | [`dev`], [`serve`], [`node`], [`etcd`], [`config`] | the subcommands |
 //! | [`witness`], [`pair_init`], [`pair_demo`], `operate` | a pair's witness, its configuration and certificates, a pair on one machine, its operators |
 //! | `peer_port` | who may call a node of a pair on its peer port |
+//! | `guardian` | kills a node that stands still |
 //! | [`init`] | what process 1 of a container is besides |
 //! | [`server`] | what `dev`, `serve`, `node` and `etcd` share: from bound sockets to the last connection |
 //!
@@ -18,6 +19,7 @@ pub mod config;
 pub mod dev;
 pub mod etcd;
 mod exit;
+mod guardian;
 mod health;
 pub mod help;
 mod init;
@@ -46,7 +48,9 @@ pub fn run(argv: Vec<String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            if !failure.is_silent() {
+                eprintln!("{failure}");
+            }
             ExitCode::from(failure.code)
         }
     }

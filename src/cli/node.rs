@@ -4,11 +4,12 @@
 //! The supervisor has threads of its own, so that no load on the API delays a heartbeat.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::guardian::{self, Part, Pulse};
 use super::load::{self, Loaded};
 use super::server::{PairSide, PeerPort, Prepared, StopSignals};
 use super::{Failure, dev, runtime};
@@ -29,12 +30,16 @@ use crate::supervisor::pair::history::History;
 use crate::supervisor::pair::link::{Link, PeerService, certificate_name};
 use crate::supervisor::pair::log::GatedLog;
 use crate::supervisor::pair::record::{RecordError, RecordFile};
+use crate::supervisor::postgres::StartError;
 use crate::supervisor::postgres::pair::{PairOptions, PairPostgres, PairTls};
 use crate::witness::backend;
 
 const USAGE: &str = "duet node --config-file FILE [flags]";
 /// How long PostgreSQL may take to stop in order.
 const POSTGRES_STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// How long a stop waits for the peer to take over.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(5);
 /// Threads of the supervisor: heartbeats go on while one of them waits for a disk.
@@ -54,10 +59,18 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
             "the pair is not configured; duet init writes the configuration of both nodes and the witness",
         ));
     };
-    serve(loaded, pair)
+    let pulse = if pair.guardian {
+        match guardian::guard() {
+            Part::Ended(outcome) => return outcome,
+            Part::Runs(pulse) => pulse,
+        }
+    } else {
+        None
+    };
+    serve(loaded, pair, pulse)
 }
 
-fn serve(loaded: Loaded, pair: PairConfig) -> Result<(), Failure> {
+fn serve(loaded: Loaded, pair: PairConfig, pulse: Option<Pulse>) -> Result<(), Failure> {
     loaded.start_logging()?;
     let supervisor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(SUPERVISOR_THREADS)
@@ -65,7 +78,24 @@ fn serve(loaded: Loaded, pair: PairConfig) -> Result<(), Failure> {
         .thread_name("duet-pair")
         .build()
         .map_err(|error| Failure::serving(format!("can't start threads: {error}")))?;
-    runtime()?.block_on(node(loaded.config, pair, supervisor.handle()))
+    let runtime = runtime()?;
+    if let Some(pulse) = pulse {
+        let (alive, seen) = watch::channel(());
+        supervisor.spawn(async move {
+            while alive.send(()).is_ok() {
+                tokio::time::sleep(guardian::BEAT).await;
+            }
+        });
+        runtime.spawn(beat(pulse, seen));
+    }
+    runtime.block_on(node(loaded.config, pair, supervisor.handle()))
+}
+
+/// Shows the guardian that both runtimes go on.
+async fn beat(mut pulse: Pulse, mut supervisor: watch::Receiver<()>) {
+    while supervisor.changed().await.is_ok() {
+        pulse.beat();
+    }
 }
 
 async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Handle) -> Result<(), Failure> {
@@ -155,7 +185,7 @@ impl Started {
     /// Runs on the supervisor's own threads, and so does everything that it starts.
     async fn start(self, options: PairOptions, pair: PairConfig) -> Result<Supervised, Failure> {
         let data_dir = options.postgres.data_dir.clone();
-        let postgres = Arc::new(PairPostgres::open(options).await?);
+        let postgres = Arc::new(open(options).await?);
         let (file, record) = RecordFile::open(&data_dir, &pair.cluster, pair.node).map_err(record_failure)?;
         let link = Link::bind(pair.listen_peer, (pair.peer.host.clone(), pair.peer.port)).await;
         let link = link.map_err(|error| Failure::bind(error.to_string()))?;
@@ -187,6 +217,17 @@ impl Started {
         let upstream = upstream_of(&pair, self.client_tls);
         tokio::spawn(link.clone().introduce(move || upstream().channel(), self.stop));
         Ok(Supervised { postgres, handle, link, ended })
+    }
+}
+
+/// Opens the data directory; a Duet that was killed a moment ago may still hold its lock.
+async fn open(options: PairOptions) -> Result<PairPostgres, StartError> {
+    let began = Instant::now();
+    loop {
+        match PairPostgres::open(options.clone()).await {
+            Err(StartError::Locked { .. }) if began.elapsed() < LOCK_PATIENCE => tokio::time::sleep(LOCK_RETRY).await,
+            opened => return opened,
+        }
     }
 }
 

@@ -113,6 +113,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Pair, "pg-listen", Kind::Text, "", "Where this node's PostgreSQL listens for the other one: ADDRESS:PORT."),
     opt(Group::Pair, "peer-pg", Kind::Text, "", "The other node's PostgreSQL: HOST:PORT."),
     opt(Group::Pair, "pair-timing", Kind::OneOf(&["fast", "normal", "wan"]), "fast", "How long silences may last: fast fails over in about a second."),
+    opt(Group::Pair, "guardian", Kind::Bool, "true", "Kill and restart a node that stands still for more than a second, so that its clients go to the other one."),
     opt(Group::Database, "database", Kind::Dsn, "", "The PostgreSQL to serve from (duet serve): postgres://user@host1,host2/db?sslmode=verify-full…"),
     opt(Group::Database, "database-password-file", Kind::Path, "", "A file that holds the password for --database."),
     opt(Group::Database, "pg-bin-dir", Kind::Path, "", "Where initdb and postgres (15 to 18) are. Default: searched where Debian, PGDG and others put them."),

@@ -33,6 +33,8 @@ pub struct PairConfig {
     pub pg_peer: HostPort,
     /// `--pair-timing`.
     pub timing: Timing,
+    /// `--guardian`.
+    pub guardian: bool,
 }
 
 /// The files with which nodes and witness know each other.
@@ -180,6 +182,7 @@ pub(super) fn validate(c: &mut Checker, config: &mut Config) {
         }),
         pg_peer: c.parsed("peer-pg", fallback(), HostPort::parse),
         timing,
+        guardian: c.bool("guardian"),
     };
     if listen_peer.port() == 0 {
         c.wrong("listen-peer-url", "needs a port that the peer knows", "write for example https://10.0.0.1:2380");

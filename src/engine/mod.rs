@@ -9,6 +9,7 @@
 //!
 //! What it deliberately doesn't do: validate request fields or know etcd's error texts (the façade does), speak SQL (storage does).
 
+mod answer;
 mod auto_compaction;
 mod clock;
 mod compactor;

@@ -10,9 +10,10 @@ use futures_util::future::OptionFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Asked, Error, Request, Role, Shared, overtaken, recovery};
+use super::answer::{Answer, refuse};
+use super::{Error, Request, Role, Shared, overtaken, recovery};
 use crate::mvcc::{Loaded, ReadView};
-use crate::sequencer::{Command, Failure, Reply, Sequencer};
+use crate::sequencer::{Command, Failure, Sequencer};
 use crate::storage::{Batch, BoxFuture, LogError, Writer};
 use crate::types::{LeaseId, Rev};
 
@@ -453,58 +454,7 @@ pub(super) fn publish(shared: &Shared, batch: &Batch) -> crate::types::Revision 
     revision
 }
 
-/// A decided request, whose answer waits until everything that it rests on is published.
-struct Answer {
-    reply: Option<oneshot::Sender<Result<Reply, Error>>>,
-    result: Result<Reply, Error>,
-    asked: Asked,
-    staged: Instant,
-}
-
-impl Answer {
-    fn give(self) {
-        if let Some(reply) = self.reply {
-            // A client that went away is no error.
-            let _ = reply.send(self.result);
-        }
-    }
-
-    /// Tells people where the time of a slow request went.
-    fn tell_slow(&self, sent: Instant, rows: usize) {
-        let took = self.asked.at.elapsed();
-        let waited = self.staged.saturating_duration_since(self.asked.at);
-        let gathered = sent.saturating_duration_since(self.staged);
-        let committed = sent.max(self.asked.at).elapsed();
-        let cause = if committed >= waited.max(gathered) {
-            "PostgreSQL took long to commit"
-        } else if waited >= gathered {
-            "the writer was busy with earlier requests, or values had to be read back"
-        } else {
-            "the batches before it took long to commit"
-        };
-        tracing::warn!(
-            request = self.asked.kind,
-            key = %self.asked.key.escape_ascii(),
-            ?took,
-            ?waited,
-            ?gathered,
-            ?committed,
-            batch_rows = rows,
-            cause,
-            "apply request took too long"
-        );
-    }
-}
-
 /// Storage has it, and somebody else may lead by now: the next session, or the next leader, reads back what holds.
 fn not_allowed() -> LogError {
     LogError::Unknown("committed at a moment when this process may acknowledge nothing".to_owned())
-}
-
-fn refuse(answers: Vec<Answer>, error: Error) {
-    for mut answer in answers {
-        // A request that was refused on its own merits may have been refused because of what is now undone.
-        answer.result = Err(if answer.result.is_err() { Error::NotApplied } else { error.clone() });
-        answer.give();
-    }
 }

@@ -137,7 +137,7 @@ async fn without_its_follower_the_leader_goes_on_and_takes_it_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_was_stopped_for_a_while_answers_nothing_when_it_goes_on() {
-    let (mut pair, seed) = (Pair::start().await, seed());
+    let (mut pair, seed) = (Pair::start_unguarded().await, seed());
     let mut load = load(&pair, seed);
     load.progress(100).await;
     let leader = pair.until_paired().await;
@@ -156,6 +156,67 @@ async fn a_leader_that_was_stopped_for_a_while_answers_nothing_when_it_goes_on()
     assert_eq!(pair.until_paired().await, 1 - leader);
     load.progress(100).await;
     // Its lister asserts that no list was older than what had been acknowledged before.
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stands_still_is_killed_by_its_guardian_and_follows() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    let frozen = pair.guarded(leader);
+    nix::sys::signal::kill(frozen, Signal::SIGSTOP).unwrap();
+    pair.node(leader).line("stands still");
+    load.progress(100).await;
+    assert_eq!(pair.until_paired().await, 1 - leader);
+    assert_ne!(pair.guarded(leader), frozen, "another process");
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_decides_when_nobody_else_can() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    let follower = 1 - leader;
+    pair.kill_witness();
+    pair.until("agreed", |all| all.len() == 2 && all.iter().all(|one| one.mode.as_deref() == Some("ASYM"))).await;
+    pair.lose(leader);
+    let explained = pair.operate(follower, &["explain"]).await.unwrap();
+    assert!(explained.contains("may not take over: there is no witness"), "{explained}");
+    let refused = pair.operate(follower, &["failover"]).await.unwrap_err();
+    assert!(refused.contains("--confirm test"), "{refused}");
+    pair.operate(follower, &["failover", "--accept-data-loss", "--peer-is-off", "--confirm", "test"]).await.unwrap();
+    pair.until_open(follower).await;
+    load.progress(50).await;
+    pair.start_witness();
+    pair.start_node(leader);
+    assert_eq!(pair.until_paired().await, follower);
+    // In ASYM both had everything: nothing was lost after all.
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_one_node_had_is_not_given_up_by_the_other() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    pair.lose(1 - leader);
+    pair.until("alone", |all| all.iter().any(|one| one.open && one.mode.as_deref() == Some("SOLO"))).await;
+    load.progress(50).await;
+    pair.lose(leader);
+    // The one that doesn't have everything boots alone: it waits, and says so.
+    pair.start_node(1 - leader);
+    let waits =
+        pair.until("waiting", |all| all.iter().any(|one| one.role == "follower" && one.mode.as_deref() == Some("SOLO"))).await;
+    assert!(waits[0].explanation.contains("may not take over"), "{}", waits[0].explanation);
+    assert!(waits.iter().all(|one| !one.open));
+    pair.start_node(leader);
+    assert_eq!(pair.until_paired().await, leader);
+    load.progress(50).await;
     assert_sound(&pair, load, seed).await;
 }
 

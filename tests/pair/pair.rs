@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use duet::supervisor::pair::status::NodeStatus;
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::common::process::{PATIENCE, Process, duet};
@@ -24,6 +25,7 @@ const LETTERS: [char; 2] = ['a', 'b'];
 pub struct Pair {
     client_ports: [u16; 2],
     pg_ports: [u16; 2],
+    guarded: bool,
     // In this order: the witness is there until the nodes have ended, and the files until everything has.
     nodes: [Option<Process>; 2],
     witness: Option<Process>,
@@ -46,7 +48,16 @@ fn free_ports<const N: usize>() -> [u16; N] {
 impl Pair {
     /// Makes the pair and starts all of it; waits until both nodes have everything.
     pub async fn start() -> Self {
-        let mut pair = Self::begin(true);
+        Self::begin(true).started().await
+    }
+
+    /// As [`Pair::start`], without guardians.
+    pub async fn start_unguarded() -> Self {
+        Self { guarded: false, ..Self::begin(true) }.started().await
+    }
+
+    async fn started(self) -> Self {
+        let mut pair = self;
         pair.start_witness();
         pair.start_node(A);
         pair.start_node(B);
@@ -75,7 +86,7 @@ impl Pair {
         }
         let output = init.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self { client_ports: [ca, cb], pg_ports: [ga, gb], nodes: [None, None], witness: None, dir }
+        Self { client_ports: [ca, cb], pg_ports: [ga, gb], guarded: true, nodes: [None, None], witness: None, dir }
     }
 
     /// What clients connect to: A's URL, then B's.
@@ -111,7 +122,9 @@ impl Pair {
 
     pub fn start_node(&mut self, node: usize) {
         let config = self.config(node).display().to_string();
-        let args = ["node", "--config-file", &config, "--pg-shared-buffers", "32MiB"].map(str::to_owned);
+        let guardian = if self.guarded { "true" } else { "false" };
+        let args =
+            ["node", "--config-file", &config, "--pg-shared-buffers=32MiB", &format!("--guardian={guardian}")].map(str::to_owned);
         self.nodes[node] = Some(Process::start(&duet(), &args));
     }
 
@@ -123,7 +136,13 @@ impl Pair {
     pub fn lose(&mut self, node: usize) {
         // PostgreSQL's first: with Duet gone nobody starts it again, and nothing may outlive the machine.
         let mut duet = self.nodes[node].take().expect("it runs");
+        let parent = duet.child.id();
+        let guarded = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        let guarded = guarded.split_whitespace().next().and_then(|pid| pid.parse().ok()).map(Pid::from_raw);
         duet.signal(Signal::SIGSTOP);
+        if let Some(pid) = guarded {
+            let _ = kill(pid, Signal::SIGSTOP);
+        }
         let postgres = std::fs::read_to_string(self.data(node).join("postgres/postmaster.pid")).ok();
         let postmaster = postgres.and_then(|text| text.lines().next()?.trim().parse::<i32>().ok());
         for pid in postmaster.map(family).unwrap_or_default() {
@@ -131,6 +150,13 @@ impl Pair {
         }
         duet.signal(Signal::SIGKILL);
         duet.ended();
+    }
+
+    /// The process that a node's guardian guards.
+    pub fn guarded(&mut self, node: usize) -> Pid {
+        let parent = self.node(node).child.id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+        Pid::from_raw(children.split_whitespace().next().expect("it has a child").parse().unwrap())
     }
 
     /// Duet alone is killed; its PostgreSQL goes on.

@@ -1,0 +1,245 @@
+//! Hosts: a network namespace each for two nodes, the witness and the client, joined by a bridge in a namespace of its own.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use duet::supervisor::pair::status::NodeStatus;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Names of the namespaces; the fourth is the client's.
+const HOSTS: [&str; 4] = ["duet-a", "duet-b", "duet-w", "duet-c"];
+const SWITCH: &str = "duet-switch";
+const WITNESS: usize = 2;
+const CLIENT: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn address(host: usize) -> String {
+    format!("10.77.0.{}", host + 1)
+}
+
+fn ip(args: &str) -> bool {
+    let ran = Command::new("ip").args(args.split_whitespace()).stderr(Stdio::null()).status();
+    ran.expect("ip is there: apt-get install iproute2").success()
+}
+
+fn must(args: &str) {
+    assert!(ip(args), "ip {args}");
+}
+
+/// Puts the calling thread into the client's namespace.
+pub fn enter_client() {
+    let file = fs::File::open(format!("/run/netns/{}", HOSTS[CLIENT])).unwrap();
+    setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+}
+
+/// See the module.
+pub struct Cluster {
+    duet: PathBuf,
+    nodes: [Option<Child>; 3],
+    frozen: Vec<Pid>,
+    dir: TempDir,
+}
+
+impl Cluster {
+    /// Makes the hosts and starts a pair on them.
+    pub fn start(duet: &Path) -> Self {
+        remove_hosts();
+        must(&format!("netns add {SWITCH}"));
+        must(&format!("-n {SWITCH} link add br0 type bridge"));
+        must(&format!("-n {SWITCH} link set br0 up"));
+        for (number, host) in HOSTS.iter().enumerate() {
+            must(&format!("netns add {host}"));
+            must(&format!("-n {host} link add eth0 type veth peer name {host} netns {SWITCH}"));
+            must(&format!("-n {host} addr add {}/24 dev eth0", address(number)));
+            must(&format!("-n {host} link set lo up"));
+            must(&format!("-n {host} link set eth0 up"));
+            must(&format!("-n {SWITCH} link set {host} master br0"));
+            must(&format!("-n {SWITCH} link set {host} up"));
+        }
+        let dir = tempfile::Builder::new().prefix("duet-failover-").tempdir().unwrap();
+        let open: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir.path(), open).unwrap();
+        let init = Command::new(duet)
+            .args(["init", "--cluster", "bench", "--client-tls=false", "--in-place", "--a", &address(0), "--b", &address(1)])
+            .args(["--witness", &address(WITNESS), "--out"])
+            .arg(dir.path().join("pair"))
+            .stdout(Stdio::null())
+            .status();
+        assert!(init.unwrap().success());
+        let mut cluster = Self { duet: duet.to_path_buf(), nodes: [None, None, None], frozen: Vec::new(), dir };
+        for host in [WITNESS, 0, 1] {
+            cluster.start_host(host);
+        }
+        cluster
+    }
+
+    pub fn urls(&self) -> [String; 2] {
+        [0, 1].map(|node| format!("http://{}:2379", address(node)))
+    }
+
+    fn file(&self, host: usize) -> PathBuf {
+        let (part, name) = [("a", "duet.toml"), ("b", "duet.toml"), ("witness", "witness.toml")][host];
+        self.dir.path().join("pair").join(part).join(name)
+    }
+
+    fn start_host(&mut self, host: usize) {
+        let command = if host == WITNESS { "witness" } else { "node" };
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join(HOSTS[host])).unwrap();
+        let mut run = Command::new("ip");
+        run.args(["netns", "exec", HOSTS[host]]).arg(&self.duet).arg(command).arg("--config-file").arg(self.file(host));
+        let child = run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.nodes[host] = Some(child);
+    }
+
+    fn statuses(&self) -> Vec<NodeStatus> {
+        let from = if self.nodes[0].is_some() { 0 } else { 1 };
+        let mut run = Command::new("ip");
+        run.args(["netns", "exec", HOSTS[from]]).arg(&self.duet).args(["status", "--json", "--config-file"]).arg(self.file(from));
+        let output = run.output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Waits until both nodes have everything; who leads.
+    pub fn until_paired(&self) -> usize {
+        let began = Instant::now();
+        loop {
+            let statuses = self.statuses();
+            let paired = statuses.len() == 2 && statuses.iter().all(|one| one.mode.as_deref() == Some("PAIR"));
+            if let Some(leader) = statuses.iter().find(|one| one.open && one.survives.a && one.survives.b).filter(|_| paired) {
+                return usize::from(leader.node == 'B');
+            }
+            assert!(began.elapsed() < PATIENCE, "no pair: {statuses:#?}, logs in {}", self.dir.path().display());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn postmaster(&self, node: usize) -> Option<i32> {
+        let data = self.file(node).parent()?.join("data/postgres/postmaster.pid");
+        fs::read_to_string(data).ok()?.lines().next()?.trim().parse().ok()
+    }
+
+    fn postgres(&self, node: usize) -> Vec<Pid> {
+        let Some(postmaster) = self.postmaster(node) else { return Vec::new() };
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        std::iter::once(postmaster).chain(children).map(Pid::from_raw).collect()
+    }
+
+    fn pid(&self, host: usize) -> Pid {
+        let child = self.nodes[host].as_ref().expect("it runs");
+        Pid::from_raw(i32::try_from(child.id()).unwrap())
+    }
+
+    fn reap(&mut self, host: usize) {
+        let mut child = self.nodes[host].take().expect("it runs");
+        child.wait().unwrap();
+    }
+
+    /// The machine is gone: its network at once, and with it everything that ran there.
+    pub fn lose(&mut self, node: usize) {
+        must(&format!("-n {SWITCH} link set {} down", HOSTS[node]));
+        let all = self.postgres(node);
+        let _ = kill(self.pid(node), Signal::SIGKILL);
+        for pid in all {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        self.reap(node);
+    }
+
+    pub fn kill_postgres(&mut self, node: usize) {
+        kill(Pid::from_raw(self.postmaster(node).unwrap()), Signal::SIGKILL).unwrap();
+    }
+
+    pub fn kill_duet(&mut self, node: usize) {
+        kill(self.pid(node), Signal::SIGKILL).unwrap();
+        self.reap(node);
+        std::thread::sleep(Duration::from_millis(100));
+        self.start_host(node);
+    }
+
+    pub fn freeze_postgres(&mut self, node: usize) {
+        self.frozen = self.postgres(node);
+        for pid in &self.frozen {
+            let _ = kill(*pid, Signal::SIGSTOP);
+        }
+    }
+
+    /// Nothing passes between the two nodes; both see everybody else.
+    pub fn cut(&mut self) {
+        for (from, to) in [(0, 1), (1, 0)] {
+            must(&format!("-n {} route add blackhole {}", HOSTS[from], address(to)));
+        }
+    }
+
+    pub fn lose_witness(&mut self) {
+        must(&format!("-n {SWITCH} link set {} down", HOSTS[WITNESS]));
+    }
+
+    pub fn switch_over(&mut self, leader: usize) {
+        let mut run = Command::new("ip");
+        run.args(["netns", "exec", HOSTS[leader]]).arg(&self.duet).args(["switchover", "--config-file"]).arg(self.file(leader));
+        assert!(run.stdout(Stdio::null()).status().unwrap().success());
+    }
+
+    /// What the survivor says of a takeover since `began`.
+    pub fn last_takeover(&self, began: Instant) -> Option<String> {
+        let age = u64::try_from(began.elapsed().as_millis()).unwrap();
+        let now = u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+        let statuses = self.statuses();
+        let entries =
+            statuses.into_iter().filter_map(|status| status.last_takeover).filter(|entry| entry.at_ms + age + 100 >= now);
+        entries.max_by_key(|entry| entry.at_ms).map(|entry| entry.text)
+    }
+
+    /// Undoes whatever was done.
+    pub fn heal(&mut self) {
+        for pid in self.frozen.drain(..) {
+            let _ = kill(pid, Signal::SIGCONT);
+        }
+        for (from, to) in [(0, 1), (1, 0)] {
+            ip(&format!("-n {} route del blackhole {}", HOSTS[from], address(to)));
+        }
+        for (host, name) in HOSTS.iter().enumerate().take(3) {
+            must(&format!("-n {SWITCH} link set {name} up"));
+            if self.nodes[host].is_none() {
+                self.start_host(host);
+            }
+        }
+    }
+}
+
+fn remove_hosts() {
+    for host in HOSTS.iter().chain([&SWITCH]) {
+        ip(&format!("netns del {host}"));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for host in &HOSTS[..3] {
+                let log = fs::read_to_string(self.dir.path().join(host)).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                eprintln!("--- {host}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            }
+        }
+        for pid in &self.frozen {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+        for host in [0, 1, WITNESS] {
+            if self.nodes[host].is_some() {
+                let _ = kill(self.pid(host), Signal::SIGTERM);
+            }
+        }
+        for child in self.nodes.iter_mut().flatten() {
+            let _ = child.wait();
+        }
+        remove_hosts();
+    }
+}

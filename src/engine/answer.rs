@@ -1,0 +1,59 @@
+//! Answers that wait for what they rest on.
+
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::{Asked, Error};
+use crate::sequencer::Reply;
+
+/// A decided request, whose answer waits until everything that it rests on is published.
+pub(super) struct Answer {
+    pub reply: Option<oneshot::Sender<Result<Reply, Error>>>,
+    pub result: Result<Reply, Error>,
+    pub asked: Asked,
+    pub staged: Instant,
+}
+
+impl Answer {
+    pub fn give(self) {
+        if let Some(reply) = self.reply {
+            // A client that went away is no error.
+            let _ = reply.send(self.result);
+        }
+    }
+
+    /// Tells people where the time of a slow request went.
+    pub fn tell_slow(&self, sent: Instant, rows: usize) {
+        let took = self.asked.at.elapsed();
+        let waited = self.staged.saturating_duration_since(self.asked.at);
+        let gathered = sent.saturating_duration_since(self.staged);
+        let committed = sent.max(self.asked.at).elapsed();
+        let cause = if committed >= waited.max(gathered) {
+            "PostgreSQL took long to commit"
+        } else if waited >= gathered {
+            "the writer was busy with earlier requests, or values had to be read back"
+        } else {
+            "the batches before it took long to commit"
+        };
+        tracing::warn!(
+            request = self.asked.kind,
+            key = %self.asked.key.escape_ascii(),
+            ?took,
+            ?waited,
+            ?gathered,
+            ?committed,
+            batch_rows = rows,
+            cause,
+            "apply request took too long"
+        );
+    }
+}
+
+pub(super) fn refuse(answers: Vec<Answer>, error: Error) {
+    for mut answer in answers {
+        // A request that was refused on its own merits may have been refused because of what is now undone.
+        answer.result = Err(if answer.result.is_err() { Error::NotApplied } else { error.clone() });
+        answer.give();
+    }
+}
