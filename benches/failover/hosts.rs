@@ -136,6 +136,12 @@ impl Cluster {
         Pid::from_raw(i32::try_from(child.id()).unwrap())
     }
 
+    fn children(&self, host: usize) -> Vec<Pid> {
+        let parent = self.pid(host);
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+    }
+
     fn reap(&mut self, host: usize) {
         let mut child = self.nodes[host].take().expect("it runs");
         child.wait().unwrap();
@@ -144,7 +150,7 @@ impl Cluster {
     /// The machine is gone: its network at once, and with it everything that ran there.
     pub fn lose(&mut self, node: usize) {
         must(&format!("-n {SWITCH} link set {} down", HOSTS[node]));
-        let all = self.postgres(node);
+        let all = [self.children(node), self.postgres(node)].concat();
         let _ = kill(self.pid(node), Signal::SIGKILL);
         for pid in all {
             let _ = kill(pid, Signal::SIGKILL);
@@ -157,7 +163,10 @@ impl Cluster {
     }
 
     pub fn kill_duet(&mut self, node: usize) {
-        kill(self.pid(node), Signal::SIGKILL).unwrap();
+        // The guardian and what it guards.
+        for pid in self.children(node).into_iter().chain([self.pid(node)]) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
         self.reap(node);
         std::thread::sleep(Duration::from_millis(100));
         self.start_host(node);

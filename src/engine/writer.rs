@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
 use super::answer::{Answer, refuse};
-use super::{Error, Request, Role, Shared, overtaken, recovery};
+use super::{Error, ReadRight, Request, Role, Shared, overtaken, recovery};
 use crate::mvcc::{Loaded, ReadView};
 use crate::sequencer::{Command, Failure, Sequencer};
 use crate::storage::{Batch, BoxFuture, LogError, Writer};
@@ -248,7 +248,29 @@ impl<'a> Serving<'a> {
         } else if let Some(last) = self.in_flight.back_mut() {
             last.answers.push(answer);
         } else {
-            answer.give();
+            self.give_confirmed(answer);
+        }
+    }
+
+    /// An answer that rests on nothing but what is published: a read, in effect, which needs the right to read.
+    fn give_confirmed(&mut self, mut answer: Answer) {
+        match &self.shared.options.read_right {
+            ReadRight::Exclusive => answer.give(),
+            ReadRight::Lease(lease) if lease.may_read() => answer.give(),
+            ReadRight::Lease(_) => {
+                answer.result = Err(Error::NotApplied);
+                answer.give();
+            }
+            ReadRight::Confirm => {
+                let (confirm, confirmed) = oneshot::channel();
+                self.confirms_waiting.push(confirm);
+                tokio::spawn(async move {
+                    if !matches!(confirmed.await, Ok(Ok(()))) {
+                        answer.result = Err(Error::NotApplied);
+                    }
+                    answer.give();
+                });
+            }
         }
     }
 

@@ -150,6 +150,7 @@ impl Pair {
         }
         duet.signal(Signal::SIGKILL);
         duet.ended();
+        guarded.into_iter().for_each(until_gone);
     }
 
     /// The process that a node's guardian guards.
@@ -161,9 +162,11 @@ impl Pair {
 
     /// Duet alone is killed; its PostgreSQL goes on.
     pub fn kill_duet(&mut self, node: usize) {
+        let guarded = self.guarded(node);
         let mut duet = self.nodes[node].take().expect("it runs");
         duet.signal(Signal::SIGKILL);
         duet.ended();
+        until_gone(guarded);
     }
 
     /// What the nodes say of themselves; those that answer.
@@ -215,6 +218,15 @@ impl Pair {
             tokio::process::Command::new(duet()).args(args).arg("--config-file").arg(self.config(node)).output().await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+}
+
+/// A guarded process dies with its guardian, a moment later.
+fn until_gone(pid: Pid) {
+    let began = Instant::now();
+    while kill(pid, None).is_ok() {
+        assert!(began.elapsed() < PATIENCE, "{pid} outlives its guardian");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -121,6 +121,8 @@ struct Shared {
     details: Mutex<Details>,
     /// Commits are known to wait for the peer since this postmaster started, or since it was proved.
     armed: AtomicBool,
+    /// It was promoted, and no checkpoint has been asked for since.
+    promoted: AtomicBool,
 }
 
 impl PairPostgres {
@@ -154,6 +156,7 @@ impl PairPostgres {
             reports: watch::Sender::new(Report::default()),
             details: Mutex::new(details),
             armed: AtomicBool::new(false),
+            promoted: AtomicBool::new(false),
         });
         let (goals, received) = watch::channel(Numbered { number: 0, goal: Goal::Stopped });
         let manager = tokio::spawn(manage(Arc::clone(&shared), received));

@@ -52,6 +52,7 @@ impl Pursuit<'_> {
             self.report(fsm::Postgres::Primary(Sync::Off { caught_up: false }));
         }
         self.prepare_for_peer(&session).await?;
+        self.checkpoint_new_timeline();
         self.well();
         self.done();
         let status = self.shared.postgres.status();
@@ -133,6 +134,7 @@ impl Pursuit<'_> {
             seen = session.look().await?;
         }
         self.shared.armed.store(sync, Ordering::Release);
+        self.shared.promoted.store(true, Ordering::Release);
         tracing::info!(took_ms = began.elapsed().as_millis() as u64, timeline = seen.timeline, "promoted");
         Ok(session)
     }
@@ -151,6 +153,27 @@ impl Pursuit<'_> {
                    WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
             ))
             .await
+    }
+
+    /// pg_rewind, up to PostgreSQL 15, takes a leader for a part of the timeline in which it wrote its last checkpoint: so there is one soon
+    /// after a promotion, beside everything else.
+    fn checkpoint_new_timeline(&self) {
+        if !self.shared.promoted.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let shared = std::sync::Arc::clone(self.shared);
+        tokio::spawn(async move {
+            let done = async {
+                let client = shared.connect().await?;
+                client.batch_execute("CHECKPOINT").await
+            };
+            if let Err(error) = done.await {
+                tracing::warn!(
+                    error = crate::storage::pg::text(&error),
+                    "no checkpoint after the promotion: the peer waits for the next one"
+                );
+            }
+        });
     }
 
     /// Makes commits wait for the peer, provably, or for nobody.

@@ -37,8 +37,8 @@ pub(super) struct Seen {
     pub edge: u64,
     /// The standby that streams from this primary, and what it has flushed.
     pub peer_flushed: Option<u64>,
-    /// This standby receives from the leader.
-    pub receiving: bool,
+    /// The process that receives from the leader, while it streams.
+    pub receiver: Option<i32>,
     /// Sessions that wait for a standby.
     pub waiting: i64,
 }
@@ -71,7 +71,7 @@ impl Shared {
                    coalesce((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0')::bigint, 0), \
                    (SELECT (flush_lsn - '0/0')::bigint FROM pg_stat_replication WHERE application_name = '{}' AND state = 'streaming' \
                       ORDER BY flush_lsn DESC NULLS LAST LIMIT 1), \
-                   EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
+                   (SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
                    (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'), \
                    coalesce((SELECT received_tli FROM pg_stat_wal_receiver), \
                      CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint()) \
@@ -126,7 +126,7 @@ fn seen(row: &Row) -> Result<Seen, tokio_postgres::Error> {
         flushed: position(2)?,
         edge: position(3)?,
         peer_flushed: row.try_get::<_, Option<i64>>(4)?.map(i64::cast_unsigned),
-        receiving: row.try_get(5)?,
+        receiver: row.try_get(5)?,
         waiting: row.try_get(6)?,
         timeline: row.try_get::<_, i32>(7)?.cast_unsigned(),
     })

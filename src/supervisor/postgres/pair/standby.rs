@@ -11,7 +11,7 @@ use super::super::Status;
 use super::super::config::DATABASE;
 use super::super::network::PEER_ROLE;
 use super::copy::CopyError;
-use super::probe::{Session, exited, locked_out};
+use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
 use super::{LOOK, PAUSE, Pursuit};
 use crate::storage::pg::{PgOptions, text};
@@ -19,6 +19,8 @@ use crate::supervisor::fsm;
 
 /// How long the leader's PostgreSQL may take to answer.
 const LEADER_DEADLINE: Duration = Duration::from_secs(3);
+/// How long the look whether this is the leader's timeline may take.
+const VERIFY_DEADLINE: Duration = Duration::from_millis(500);
 /// A standby that gets nothing from a leader that is there, for so long, won't get anything.
 const STARVED: Duration = Duration::from_secs(15);
 
@@ -26,6 +28,10 @@ const STARVED: Duration = Duration::from_secs(15);
 struct Leader {
     in_recovery: bool,
     system_identifier: u64,
+    /// The timeline that it writes; 0 while it is in recovery.
+    timeline: u32,
+    /// The timeline of its last checkpoint, which is the one that pg_rewind believes it to be in.
+    checkpointed: u32,
 }
 
 /// Why the leader isn't followed yet.
@@ -143,6 +149,10 @@ impl Pursuit<'_> {
         if leader.in_recovery {
             return Err(Obstacle::Later("the peer's PostgreSQL doesn't lead yet".to_owned()));
         }
+        if leader.checkpointed != leader.timeline {
+            // pg_rewind would take it for a part of the old timeline, and find nothing to do.
+            return Err(Obstacle::Later("the peer's PostgreSQL hasn't written a checkpoint in its new timeline yet".to_owned()));
+        }
         match self.rewind().await {
             Ok(()) => {
                 tracing::info!("this node's history is a part of the leader's now");
@@ -156,10 +166,16 @@ impl Pursuit<'_> {
     async fn leader(&self) -> Result<Leader, String> {
         let asked = async {
             let client = self.leader_session().await?;
-            let sql = "SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system())";
+            let sql = "SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()), \
+                         CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
+                         (SELECT timeline_id FROM pg_control_checkpoint())";
             let row = client.query_one(sql, &[]).await.map_err(|error| text(&error))?;
-            let answer = Leader { in_recovery: row.get(0), system_identifier: row.get::<_, i64>(1).cast_unsigned() };
-            Ok::<_, String>(answer)
+            Ok::<_, String>(Leader {
+                in_recovery: row.get(0),
+                system_identifier: row.get::<_, i64>(1).cast_unsigned(),
+                timeline: row.get::<_, i32>(2).cast_unsigned(),
+                checkpointed: row.get::<_, i32>(3).cast_unsigned(),
+            })
         };
         let answer = timeout(LEADER_DEADLINE, asked).await.map_err(|_| "no answer in time".to_owned()).flatten();
         answer.map_err(|why| {
@@ -187,6 +203,7 @@ impl Pursuit<'_> {
     async fn watch_standby(&self, mut session: Session) -> Obstacle {
         let mut received = 0;
         let mut fed = Instant::now();
+        let mut verified = None;
         loop {
             let looked = Instant::now();
             let seen = match session.look().await {
@@ -202,21 +219,34 @@ impl Pursuit<'_> {
             if !seen.in_recovery {
                 return Obstacle::Later("PostgreSQL was promoted by somebody else: it was ended".to_owned());
             }
+            if seen.receiver.is_none() || seen.receiver != verified {
+                verified = self.verify(&seen).await;
+            }
+            let streaming = verified.is_some();
             let advanced = std::mem::replace(&mut received, seen.flushed) < seen.flushed;
             self.note(&seen);
             // It lets nobody in before it is consistent.
-            self.report(fsm::Postgres::Standby { streaming: seen.receiving, consistent: true, advanced });
-            if seen.receiving {
+            self.report(fsm::Postgres::Standby { streaming, consistent: true, advanced: advanced && streaming });
+            if streaming {
                 fed = Instant::now();
             } else if fed.elapsed() > STARVED {
                 fed = Instant::now();
                 if self.leader().await.is_ok_and(|leader| !leader.in_recovery) {
                     return Obstacle::Rebuild(
-                        "the leader's PostgreSQL is there and doesn't have the WAL any more that is needed".to_owned(),
+                        "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way"
+                            .to_owned(),
                     );
                 }
             }
             tokio::time::sleep(LOOK.saturating_sub(looked.elapsed())).await;
         }
+    }
+
+    /// The process that receives, if what it receives is the timeline that the leader writes now. A copy that has gone another way begins
+    /// to stream, too, for a moment, and tells positions that mean something else.
+    async fn verify(&self, seen: &Seen) -> Option<i32> {
+        let receiver = seen.receiver?;
+        let leader = timeout(VERIFY_DEADLINE, self.leader()).await.ok()?.ok()?;
+        (!leader.in_recovery && leader.timeline == seen.timeline).then_some(receiver)
     }
 }
