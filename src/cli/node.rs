@@ -32,11 +32,14 @@ use crate::supervisor::pair::log::GatedLog;
 use crate::supervisor::pair::record::{RecordError, RecordFile};
 use crate::supervisor::postgres::StartError;
 use crate::supervisor::postgres::pair::{PairOptions, PairPostgres, PairTls};
+use crate::types::Epoch;
 use crate::witness::backend;
 
 const USAGE: &str = "duet node --config-file FILE [flags]";
 /// How long PostgreSQL may take to stop in order.
 const POSTGRES_STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long answers of a former leader may take after another one has been found.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// How long a lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
@@ -268,16 +271,30 @@ async fn answer(
     upstream: impl Fn() -> Upstream,
     answering: watch::Sender<Answering>,
 ) {
+    let mut peer: Option<((Epoch, u64), Upstream)> = None;
     loop {
         let here = gate.rights().owns && matches!(*role.borrow_and_update(), Role::Active | Role::Recovering);
-        let there = views.borrow_and_update().peer_leads();
+        let (there, leadership) = {
+            let view = views.borrow_and_update();
+            (view.peer_leads(), view.leadership())
+        };
+        // A leader that isn't heard for a moment keeps its connections; one that was replaced doesn't.
+        if let Some((_, former)) = peer.take_if(|(of, _)| here || *of != leadership) {
+            tokio::spawn(async move {
+                // Its last answers may still be on their way.
+                tokio::time::sleep(LAST_ANSWERS).await;
+                former.retire();
+            });
+        }
+        if there && !here && peer.is_none() {
+            peer = Some((leadership, upstream()));
+        }
         answering.send_if_modified(|now| {
             let next = match (&*now, here, there) {
-                (Answering::Here, true, _) | (Answering::There(_), false, true) | (Answering::Nobody, false, false) => {
-                    return false;
-                }
+                (Answering::Here, true, _) | (Answering::Nobody, false, false) => return false,
+                (Answering::There(of), false, true) if peer.as_ref().is_some_and(|(_, peer)| peer.is(of)) => return false,
                 (_, true, _) => Answering::Here,
-                (_, false, true) => Answering::There(upstream()),
+                (_, false, true) => peer.as_ref().map_or(Answering::Nobody, |(_, peer)| Answering::There(peer.clone())),
                 (_, false, false) => Answering::Nobody,
             };
             *now = next;

@@ -29,6 +29,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
@@ -56,6 +57,7 @@ const FORWARDED: HeaderName = HeaderName::from_static("duet-forwarded");
 pub struct Upstream {
     channels: Arc<[Channel]>,
     next: Arc<AtomicUsize>,
+    retired: CancellationToken,
 }
 
 impl Upstream {
@@ -79,7 +81,19 @@ impl Upstream {
                 async move { address.connect().await.map(TokioIo::new) }
             }))
         };
-        Ok(Self { channels: (0..CONNECTIONS).map(connect).collect(), next: Arc::default() })
+        Ok(Self { channels: (0..CONNECTIONS).map(connect).collect(), next: Arc::default(), retired: CancellationToken::new() })
+    }
+
+    /// Whether both are the same connections.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.next, &other.next)
+    }
+
+    /// Nobody waits any longer for answers from there: the writer is another one now, and this one may be gone without a word. Whoever
+    /// still waits is told that the outcome is unknown.
+    pub fn retire(&self) {
+        self.retired.cancel();
     }
 
     /// One of the connections, in turn.
@@ -217,7 +231,7 @@ where
                 Answering::Here => inner.oneshot(request).await,
                 Answering::There(upstream) => {
                     layer.metrics.net.proxied_total.inc();
-                    Ok(forward(upstream.channel(), request, hops + 1).await)
+                    Ok(forward(&upstream, request, hops + 1).await)
                 }
                 Answering::Nobody => Ok(Status::unavailable(RETRIABLE).into_http()),
             }
@@ -245,7 +259,16 @@ fn hops(headers: &HeaderMap) -> u8 {
     said.unwrap_or(0).min(HOPS_MAX)
 }
 
-async fn forward(mut channel: Channel, request: Request<Body>, hops: u8) -> Response<Body> {
+async fn forward(upstream: &Upstream, request: Request<Body>, hops: u8) -> Response<Body> {
+    tokio::select! {
+        biased;
+        answer = forward_to(upstream, request, hops) => answer,
+        () = upstream.retired.cancelled() => Status::unavailable(LOST).into_http(),
+    }
+}
+
+async fn forward_to(upstream: &Upstream, request: Request<Body>, hops: u8) -> Response<Body> {
+    let mut channel = upstream.channel();
     let mut request = request.map(tonic::body::Body::new);
     request.headers_mut().insert(FORWARDED, HeaderValue::from(u16::from(hops)));
     let answer = match ServiceExt::<Request<tonic::body::Body>>::ready(&mut channel).await {
@@ -253,7 +276,10 @@ async fn forward(mut channel: Channel, request: Request<Body>, hops: u8) -> Resp
         Err(error) => Err(error),
     };
     match answer {
-        Ok(response) => response.map(|body| Body::new(Forwarded { inner: body, ended: false })),
+        Ok(response) => {
+            let retired = Box::pin(upstream.retired.clone().cancelled_owned());
+            response.map(|body| Body::new(Forwarded { inner: body, retired, ended: false }))
+        }
         Err(error) => {
             let (sent, text) = if was_not_sent(&error) { ("nothing was sent", RETRIABLE) } else { ("no answer came", LOST) };
             tracing::debug!(%error, sent, "the writer can't be reached");
@@ -278,6 +304,8 @@ fn was_not_sent(error: &tonic::transport::Error) -> bool {
 /// made up by its own library.
 struct Forwarded {
     inner: tonic::body::Body,
+    /// See [`Upstream::retire`].
+    retired: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: bool,
 }
 
@@ -289,17 +317,16 @@ impl HttpBody for Forwarded {
         if self.ended {
             return Poll::Ready(None);
         }
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        Poll::Ready(match frame {
-            Some(Err(_)) => {
-                self.ended = true;
-                let mut trailers = HeaderMap::new();
-                trailers.insert("grpc-status", HeaderValue::from(Code::Unavailable as i32));
-                trailers.insert("grpc-message", HeaderValue::from_static(LOST));
-                Some(Ok(Frame::trailers(trailers)))
-            }
-            other => other,
-        })
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(Some(Err(_))) => {}
+            Poll::Ready(other) => return Poll::Ready(other),
+            Poll::Pending => ready!(self.retired.as_mut().poll(cx)),
+        }
+        self.ended = true;
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from(Code::Unavailable as i32));
+        trailers.insert("grpc-message", HeaderValue::from_static(LOST));
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -315,7 +342,6 @@ impl HttpBody for Forwarded {
 mod tests {
     use super::*;
     use axum::Router;
-    use tokio_util::sync::CancellationToken;
     use tonic_health::ServingStatus;
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
@@ -386,6 +412,18 @@ mod tests {
         // The same client connection, now answered here.
         replica.answering.send_replace(Answering::Here);
         assert_eq!(replica.client.check(ask()).await.unwrap().into_inner().status, 2);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_writer_that_was_replaced_is_told_so() {
+        let (writer, _stop, _) = start(health(ServingStatus::Serving).await);
+        let upstream = Upstream::new(&writer, None).unwrap();
+        let mut replica = replica(Answering::There(upstream.clone())).await;
+        let mut stream = replica.client.watch(ask()).await.unwrap().into_inner();
+        assert_eq!(stream.message().await.unwrap().unwrap().status, 1);
+        upstream.retire();
+        let ended = timeout(PATIENCE, stream.message()).await.unwrap().unwrap_err();
+        assert_eq!((ended.code(), ended.message()), (Code::Unavailable, LOST));
     }
 
     #[tokio::test]

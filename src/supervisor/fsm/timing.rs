@@ -37,11 +37,11 @@ impl Timing {
     /// Two machines in one network: about a second for a lost machine.
     pub const FAST: Self = Self {
         heartbeat: 100,
-        lease: 800,
+        lease: 650,
         drift: 10,
-        solo_after: 500,
+        solo_after: 450,
         stream_grace: 400,
-        takeover_after: 1000,
+        takeover_after: 800,
         boot_patience: 5000,
         warm: 5000,
         handover: 1000,

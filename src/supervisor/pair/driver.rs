@@ -23,7 +23,7 @@ use crate::supervisor::fsm::{
 };
 use crate::supervisor::postgres::StartError;
 use crate::supervisor::postgres::pair::{PairPostgres, Report};
-use crate::types::Millis;
+use crate::types::{Epoch, Millis};
 use crate::witness::backend::Witness;
 
 /// Questions and compare-and-swaps that may be under way to the witness at once; more would only queue up behind a witness that is gone.
@@ -96,14 +96,24 @@ pub struct View {
 }
 
 impl View {
-    /// Whether the peer leads, and says so: requests are forwarded to it.
+    /// Whether the peer leads, and has said so just now: requests are forwarded to it. While a few heartbeats are missing they are held
+    /// instead, because the peer may be gone, and who would then have to take over is this node.
     #[must_use]
     pub fn peer_leads(&self) -> bool {
         let state = &self.state;
-        let patience = state.setup.timing.takeover_after;
+        let patience = 3 * state.setup.timing.heartbeat;
         state.phase == Phase::Follower
             && state.hears_peer(patience, clock::now())
             && state.peer.is_some_and(|peer| peer.heartbeat.leading)
+    }
+}
+
+impl View {
+    /// Which leadership of the peer's this is: its epoch, and the process that has it.
+    #[must_use]
+    pub fn leadership(&self) -> (Epoch, u64) {
+        let state = &self.state;
+        (state.record.seen.map_or(0, |seen| seen.epoch), state.peer.map_or(0, |peer| peer.heartbeat.process))
     }
 }
 

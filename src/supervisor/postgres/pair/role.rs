@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 
 use super::super::config::ROLE_FILE;
-use super::super::data_dir::{sync_dir, write_durably};
+use super::super::data_dir::sync_dir;
 use super::super::{Postgres, StartError};
 use super::{Network, Shared};
 
@@ -53,9 +54,14 @@ impl Shared {
             return Ok(());
         }
         let scratch = postgres.data_dir.pgdata().join(format!("{ROLE_FILE}.tmp"));
-        let owner = Some((postgres.account.uid, postgres.account.gid));
-        write_durably(&scratch, &path, &text, 0o600, owner)
-            .map_err(|e| StartError::from_io("can't write", &path, &postgres.account.name, e))
+        let written = || -> io::Result<()> {
+            fs::write(&scratch, &text)?;
+            fs::set_permissions(&scratch, fs::Permissions::from_mode(0o600))?;
+            std::os::unix::fs::chown(&scratch, Some(postgres.account.uid), Some(postgres.account.gid))?;
+            // Not synced: it is written again before every start, and a promotion waits for this.
+            fs::rename(&scratch, &path)
+        };
+        written().map_err(|e| StartError::from_io("can't write", &path, &postgres.account.name, e))
     }
 
     /// A start from now on follows the leader: also one that nobody supervises.
