@@ -31,8 +31,8 @@ Writes the configuration and the certificates of two nodes and their witness:
   --in-place                The files are used where they are written (DIR/a, DIR/b, DIR/witness), data included: for
                             trying everything on one machine.
 
-duet certs renew --out DIR makes all certificates anew, from the CAs in DIR. Nodes and witness read them again by
-themselves when the files change.
+duet certs renew --out DIR makes all certificates anew, from the CAs in DIR. Copy them to where the old ones are, and
+restart the witness and one node after the other; a leader hands over before it stops.
 ";
 /// Names of the options, and whether they need a value.
 const OPTIONS: [(&str, Takes); 14] = [
@@ -86,7 +86,7 @@ pub fn run_certs(args: &[String]) -> Result<(), Failure> {
         (Some("renew"), Some((_, out))) => {
             let plan = Plan::read(Path::new(&out))?;
             plan.certify(false)?;
-            println!("made new certificates in {out}; nodes and witness read them again when they are put in place");
+            println!("made new certificates in {out}; put them in place, then restart the witness and one node after the other");
             Ok(())
         }
         _ => Err(Failure::usage(format!("the command is {usage}"))),
