@@ -53,12 +53,20 @@ pub fn run(command: &str, args: &[String]) -> Result<(), Failure> {
         "confirm" => Some(Takes::Value),
         _ => None,
     };
+    // What is to be done may stand before the flags: duet pause 10m --config-file FILE.
+    let (operand, args) = match args.split_first() {
+        Some((first, rest)) if !first.starts_with('-') => (Some(first.clone()), rest),
+        _ => (None, args),
+    };
     let parsed = args::parse(args, |name| mine(name).or_else(|| load::takes(name))).map_err(Failure::usage)?;
     let usage = format!("duet {command} --config-file FILE");
     if parsed.help {
         let what = COMMANDS.iter().find(|(name, _)| *name == command).map_or("", |(_, what)| what);
         println!("Usage:\n  {usage}\n\n{what}\n\nFILE is a node's own configuration, as duet init wrote it.");
         return Ok(());
+    }
+    if let Some(extra) = operand.as_ref().or(parsed.rest.first()).filter(|_| command != "pause") {
+        return Err(Failure::usage(format!("\"{extra}\" is not a flag; {usage}")));
     }
     let given = |name: &str| parsed.flags.iter().any(|(flag, value)| flag == name && value == "true");
     let (own, rest): (Vec<_>, Vec<_>) = parsed.flags.iter().cloned().partition(|(name, _)| mine(name).is_some());
@@ -87,7 +95,7 @@ pub fn run(command: &str, args: &[String]) -> Result<(), Failure> {
                 nodes.act_here(Action::AcceptDataLoss, 0).await
             }
             "pause" => {
-                let text = parsed.rest.first().map_or("10m", String::as_str);
+                let text = operand.as_ref().or(parsed.rest.first()).map_or("10m", String::as_str);
                 let pause = crate::config::units::parse_duration(text).map_err(Failure::usage)?;
                 nodes.act_everywhere(Action::Pause, pause.as_secs()).await
             }
