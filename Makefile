@@ -11,11 +11,11 @@ DUET := $(CARGO_TARGET_DIR)/release/duet
 # Flags for `duet pair` or `duet dev`: make run FLAGS="--data-dir /srv/duet".
 FLAGS ?=
 
-.PHONY: help run run-dev build install test lint test-rust test-go test-postgres test-pair test-long bench clean
+.PHONY: help run run-pair build install test lint test-rust test-go test-postgres test-pair test-long bench clean
 
 help:
-	@echo "make run        install what is missing, build, and run a pair and its witness on this machine"
-	@echo "make run-dev    the same with one node: duet dev"
+	@echo "make run        install what is missing, build, and run: duet dev"
+	@echo "make run-pair   the same with a pair of nodes and their witness, on this machine: duet pair"
 	@echo "make build      build $(DUET)"
 	@echo "make install    copy it to /usr/local/bin (PREFIX=/usr/local)"
 	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
@@ -25,10 +25,10 @@ help:
 	@echo "make bench      criterion's benchmarks, and Duet beside etcd"
 
 run: build
-	$(DUET) pair $(FLAGS)
-
-run-dev: build
 	$(DUET) dev $(FLAGS)
+
+run-pair: build
+	$(DUET) pair $(FLAGS)
 
 build:
 	@scripts/setup.sh run
