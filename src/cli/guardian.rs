@@ -28,7 +28,7 @@ const VARIABLE: &str = "GUARDED_BY_DUET";
 /// Between two signs of life.
 pub(super) const BEAT: Duration = Duration::from_millis(100);
 /// A child that gives none for so long is killed.
-const SILENCE_MAX: Duration = Duration::from_millis(1200);
+const SILENCE_MAX: Duration = Duration::from_millis(1500);
 /// Between two looks of the parent's.
 const LOOK_MILLIS: u16 = 100;
 /// A look that comes so late tells that the parent was stopped.

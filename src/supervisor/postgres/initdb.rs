@@ -180,7 +180,7 @@ fn make_wal_segments(pg_wal: &Path, uid: u32, gid: u32) -> io::Result<()> {
 }
 
 /// Whether syncfs returns write errors: since Linux 5.8.
-fn kernel_tells_syncfs_errors() -> bool {
+pub fn kernel_tells_syncfs_errors() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
     (numbers.next(), numbers.next()) >= (Some(5), Some(8))

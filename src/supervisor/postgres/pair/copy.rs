@@ -3,12 +3,14 @@
 //! A marker file lies beside the data directory while its contents aren't whole. It is durable before the first change and goes only
 //! after the last one is.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -16,13 +18,13 @@ use tokio::time::timeout;
 use super::super::Postgres;
 use super::super::config::DATABASE;
 use super::super::data_dir::{sync_dir, write_durably};
-use super::super::initdb::command;
-use super::Pursuit;
+use super::super::initdb::{command, kernel_tells_syncfs_errors};
+use super::{Pursuit, Shared};
 
 const MARKER: &str = "postgres.half-done";
 const MARKER_SCRATCH: &str = "postgres.half-done.tmp";
-/// Where a new copy grows.
-const COPY: &str = "postgres.copy";
+/// Where a new copy grows: this, and letters of its own. A tool that outlives a killed Duet must not write into the next one's copy.
+const COPY: &str = "postgres.copy.";
 /// The data directory that a new copy replaces, until it is gone.
 const OLD: &str = "postgres.old";
 /// A rewind that takes longer won't come to an end.
@@ -57,6 +59,17 @@ fn unmark(root: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes copies that didn't come to their end.
+fn remove_copies(root: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(COPY.as_bytes()) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -65,51 +78,50 @@ fn remove(dir: &Path) -> io::Result<()> {
 }
 
 impl Pursuit<'_> {
-    fn root(&self) -> PathBuf {
-        self.shared.postgres.data_dir.root().to_path_buf()
-    }
-
     /// Takes back what this node wrote and the leader never had. Nothing is changed when there is no such thing.
     pub(super) async fn rewind(&self) -> Result<(), CopyError> {
         self.doing("rewinding to where the leader's history and this node's part");
-        let root = self.root();
-        mark(&root, "pg_rewind was at work").map_err(|error| CopyError::Later(error.to_string()))?;
+        let filesystem = self
+            .on_disk(|shared| {
+                let filesystem = File::open(shared.root())?;
+                mark(shared.root(), "pg_rewind was at work")?;
+                shared.prepare_rewind().map_err(io::Error::other)?;
+                Ok(filesystem)
+            })
+            .await?;
         let postgres = &self.shared.postgres;
         let mut rewind = tool(postgres, "pg_rewind");
         rewind
             .arg("--target-pgdata")
             .arg(postgres.data_dir.seen_by_postgres(&postgres.data_dir.pgdata()))
             .arg("--source-server")
-            .arg(self.shared.network.conninfo(&postgres.data_dir, Some(DATABASE)));
-        let said = run(&mut rewind, REWIND_DEADLINE, |_| ()).await;
-        let outcome = said.map_err(|said| {
-            // Nothing was changed before it had a connection.
-            if ["could not connect", "connection to server", "could not fetch", "terminating connection"]
-                .iter()
-                .any(|c| said.contains(c))
-                && !said.contains("could not find common ancestor")
-            {
-                CopyError::Later(said)
-            } else {
-                CopyError::Never(said)
+            .arg(self.shared.network.conninfo(&postgres.data_dir, Some(DATABASE)))
+            .args(unsynced());
+        match run(&mut rewind, REWIND_DEADLINE, |_| ()).await {
+            Ok(()) => self.on_disk(|shared| sync(filesystem).and_then(|()| unmark(shared.root()))).await,
+            // It connects before it changes anything.
+            Err(said) if said.contains("connection to server") && said.contains("failed") => {
+                self.on_disk(|shared| unmark(shared.root())).await?;
+                Err(CopyError::Later(said))
             }
-        });
-        if outcome.is_ok() {
-            unmark(&root).map_err(|error| CopyError::Later(error.to_string()))?;
+            Err(said) => Err(CopyError::Never(said)),
         }
-        outcome
     }
 
     /// Makes the data directory anew from the leader's. The old one goes when the new one is complete.
     pub(super) async fn copy(&self) -> Result<(), CopyError> {
         self.doing("copying the leader's data");
-        let (root, postgres) = (self.root(), &self.shared.postgres);
-        let later = |error: io::Error| CopyError::Later(error.to_string());
-        mark(&root, "pg_basebackup was at work").map_err(later)?;
-        let copy = root.join(COPY);
-        remove(&copy).map_err(later)?;
-        remove(&root.join(OLD)).map_err(later)?;
-        make_dir(&copy, postgres).map_err(later)?;
+        let postgres = &self.shared.postgres;
+        let (filesystem, copy) = self
+            .on_disk(|shared| {
+                let root = shared.root();
+                let filesystem = File::open(root)?;
+                mark(root, "pg_basebackup was at work")?;
+                remove_copies(root)?;
+                remove(&root.join(OLD))?;
+                Ok((filesystem, make_copy(root, &shared.postgres)?))
+            })
+            .await?;
         let mut backup = tool(postgres, "pg_basebackup");
         backup
             .arg("--pgdata")
@@ -117,33 +129,61 @@ impl Pursuit<'_> {
             .arg("--dbname")
             .arg(self.shared.network.conninfo(&postgres.data_dir, None))
             .args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress", "--slot"])
-            .arg(&self.shared.network.own_name);
+            .arg(&self.shared.network.own_name)
+            .args(unsynced());
         let progress = |line: &str| {
             if let Some(percent) = line.split_once('(').and_then(|(_, rest)| rest.split_once('%')) {
                 self.doing(format!("copying the leader's data: {} %", percent.0));
             }
         };
         run(&mut backup, COPY_SILENCE_MAX, progress).await.map_err(CopyError::Later)?;
-        replace(&root, &postgres.data_dir.pgdata()).map_err(later)
+        self.doing("writing the copy to the disk");
+        self.on_disk(move |shared| {
+            sync(filesystem)?;
+            replace(shared.root(), &copy, &shared.postgres.data_dir.pgdata())
+        })
+        .await
+    }
+
+    /// Does what waits for the disk beside the runtime, as [`Shared::on_disk`]. It may work later.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, CopyError> {
+        self.shared.on_disk(work).await.map_err(|error| CopyError::Later(error.to_string()))
     }
 }
 
+/// Has the tools leave the syncing to [`sync`], which needs one journal commit instead of a thousand.
+fn unsynced() -> Option<&'static str> {
+    kernel_tells_syncfs_errors().then_some("--no-sync")
+}
+
+/// Makes durable what a tool wrote without syncing, and tells errors of writes since `filesystem` was opened.
+fn sync(filesystem: File) -> io::Result<()> {
+    if unsynced().is_none() {
+        return Ok(());
+    }
+    nix::unistd::syncfs(filesystem).map_err(io::Error::from)
+}
+
 /// The new copy takes the data directory's place.
-fn replace(root: &Path, pgdata: &Path) -> io::Result<()> {
+fn replace(root: &Path, copy: &Path, pgdata: &Path) -> io::Result<()> {
     match fs::rename(pgdata, root.join(OLD)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    fs::rename(root.join(COPY), pgdata)?;
+    fs::rename(copy, pgdata)?;
     sync_dir(root)?;
     unmark(root)?;
     remove(&root.join(OLD))
 }
 
-fn make_dir(dir: &Path, postgres: &Postgres) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().mode(0o700).create(dir)?;
-    std::os::unix::fs::chown(dir, Some(postgres.account.uid), Some(postgres.account.gid))
+/// An empty directory for a copy, for PostgreSQL's user only.
+fn make_copy(root: &Path, postgres: &Postgres) -> io::Result<PathBuf> {
+    let copy = nix::unistd::mkdtemp(&root.join(format!("{COPY}XXXXXX")))?;
+    std::os::unix::fs::chown(&copy, Some(postgres.account.uid), Some(postgres.account.gid))?;
+    Ok(copy)
 }
 
 fn tool(postgres: &Postgres, name: &str) -> Command {
@@ -152,10 +192,29 @@ fn tool(postgres: &Postgres, name: &str) -> Command {
     tool
 }
 
+/// A tool that runs, and those that it has started itself: they are killed together when nobody waits for them any more.
+struct Group(Option<Pid>);
+
+impl Group {
+    /// It was waited for: its number may be another's now.
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+    }
+}
+
 /// Runs a tool of PostgreSQL's to its end; what it said if it failed, or if it says nothing for `silence_max`. `line` gets what it says
 /// as it comes.
 async fn run(tool: &mut Command, silence_max: Duration, line: impl Fn(&str)) -> Result<(), String> {
     let mut child: Child = tool.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw));
     let Some(mut stderr) = child.stderr.take() else { return Err("its output can't be read".to_owned()) };
     let (mut said, mut buffer) = (String::new(), [0; 4096]);
     loop {
@@ -170,11 +229,12 @@ async fn run(tool: &mut Command, silence_max: Duration, line: impl Fn(&str)) -> 
                 said.drain(..cut);
             }
             Ok(Err(error)) => return Err(error.to_string()),
-            // Dropped, and killed with it.
+            // Killed with its group.
             Err(_) => return Err(format!("no progress for {silence_max:?}")),
         }
     }
     let status = child.wait().await.map_err(|error| error.to_string())?;
+    group.ended();
     if status.success() {
         return Ok(());
     }
@@ -190,15 +250,17 @@ mod tests {
     fn a_copy_takes_the_old_directory_s_place_and_the_marker_goes_last() {
         let dir = tempfile::tempdir().unwrap();
         let (root, pgdata) = (dir.path(), dir.path().join("postgres"));
-        for (name, contents) in [("postgres", "old"), (COPY, "new")] {
+        for (name, contents) in [("postgres", "old"), ("postgres.copy.1", "new"), ("postgres.copy.0", "interrupted")] {
             fs::create_dir(root.join(name)).unwrap();
             fs::write(root.join(name).join("PG_VERSION"), contents).unwrap();
         }
         mark(root, "test").unwrap();
         assert!(is_half_done(root));
-        replace(root, &pgdata).unwrap();
+        replace(root, &root.join("postgres.copy.1"), &pgdata).unwrap();
         assert_eq!(fs::read_to_string(pgdata.join("PG_VERSION")).unwrap(), "new");
-        assert!(!is_half_done(root) && !root.join(OLD).exists() && !root.join(COPY).exists());
+        remove_copies(root).unwrap();
+        let left: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["postgres"], "no marker, no old data, no other copy");
     }
 
     #[tokio::test]

@@ -123,6 +123,8 @@ struct Shared {
     armed: AtomicBool,
     /// It was promoted, and no checkpoint has been asked for since.
     promoted: AtomicBool,
+    /// Held by whoever changes the data directory.
+    disk: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl PairPostgres {
@@ -157,6 +159,7 @@ impl PairPostgres {
             details: Mutex::new(details),
             armed: AtomicBool::new(false),
             promoted: AtomicBool::new(false),
+            disk: Arc::default(),
         });
         let (goals, received) = watch::channel(Numbered { number: 0, goal: Goal::Stopped });
         let manager = tokio::spawn(manage(Arc::clone(&shared), received));
@@ -293,6 +296,26 @@ impl Pursuit<'_> {
 }
 
 impl Shared {
+    /// Does what waits for the disk where nothing else waits for it: a busy disk may take seconds. It is done to its end and before
+    /// anything that is asked for later, whatever becomes of who asked.
+    async fn on_disk<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let (turn, shared) = (Arc::clone(&self.disk).lock_owned().await, Arc::clone(self));
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&shared)
+        });
+        match done.await {
+            Ok(done) => done,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime ends, and everything that waits with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn root(&self) -> &std::path::Path {
+        self.postgres.data_dir.root()
+    }
+
     fn has_data(&self) -> bool {
         let data_dir = &self.postgres.data_dir;
         data_dir.data_major().is_ok_and(|major| major.is_some()) && !copy::is_half_done(data_dir.root())

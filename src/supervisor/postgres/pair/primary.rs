@@ -13,7 +13,7 @@ use super::super::network::peer_role_sql;
 use super::super::{StartError, Status};
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
-use super::{LOOK, Pursuit, SOON};
+use super::{LOOK, Pursuit, SOON, Shared};
 use crate::supervisor::fsm::{self, Sync};
 
 /// How long the postmaster may take to take over a changed configuration.
@@ -90,8 +90,7 @@ impl Pursuit<'_> {
 
     async fn start_follower(&self) -> Result<(), StartError> {
         self.check_whole()?;
-        self.shared.write_role(WaitFor::Peer)?;
-        self.shared.sign_standby()?;
+        self.shared.on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_standby())).await?;
         self.launch().await
     }
 
@@ -108,8 +107,7 @@ impl Pursuit<'_> {
     async fn start_primary(&self) -> Result<(), StartError> {
         self.check_whole()?;
         // Whatever the goal is: nobody may see what isn't safe, and no commit may slip through.
-        self.shared.write_role(WaitFor::Peer)?;
-        self.shared.sign_primary()?;
+        self.shared.on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_primary())).await?;
         self.launch().await?;
         self.shared.armed.store(true, Ordering::Release);
         Ok(())
@@ -122,7 +120,7 @@ impl Pursuit<'_> {
         session.execute("SELECT pg_promote(wait => false)").await?;
         if !sync {
             // Meanwhile: nobody commits before the promotion has been reported.
-            self.shared.write_role(WaitFor::Nobody).map_err(|error| error.to_string())?;
+            self.write_role(WaitFor::Nobody).await?;
             session.execute("SELECT pg_reload_conf()").await?;
         }
         let mut seen = session.look().await?;
@@ -142,14 +140,14 @@ impl Pursuit<'_> {
     /// What the peer needs to follow: its role, its slot.
     async fn prepare_for_peer(&self, session: &Session) -> Result<(), String> {
         // A promotion has removed it, and so has a start as the primary: one that nobody supervises must be read-only again.
-        self.shared.sign_standby().map_err(|error| error.to_string())?;
+        self.shared.on_disk(Shared::sign_standby).await.map_err(|error| error.to_string())?;
         let slot = &self.shared.network.peer_name;
         session.execute(&peer_role_sql()).await?;
         session
             .execute(&format!(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
                    WHERE slot_type = 'physical' AND NOT active AND (slot_name <> '{slot}' OR wal_status = 'lost'); \
-                 SELECT pg_create_physical_replication_slot('{slot}') \
+                 SELECT pg_create_physical_replication_slot('{slot}', true) \
                    WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
             ))
             .await
@@ -212,10 +210,14 @@ impl Pursuit<'_> {
         self.set_names(session, WaitFor::Peer).await
     }
 
+    async fn write_role(&self, wait_for: WaitFor) -> Result<(), String> {
+        self.shared.on_disk(move |shared| shared.write_role(wait_for)).await.map_err(|error| error.to_string())
+    }
+
     /// Writes the names and waits until they are in force on a session.
     async fn set_names(&self, session: &Session, wait_for: WaitFor) -> Result<(), String> {
         let wanted = wait_for.names(&self.shared.network);
-        self.shared.write_role(wait_for).map_err(|error| error.to_string())?;
+        self.write_role(wait_for).await?;
         if session.look().await?.sync_names == wanted {
             return Ok(());
         }

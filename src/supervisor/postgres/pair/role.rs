@@ -39,16 +39,29 @@ impl WaitFor {
 impl Shared {
     /// Writes the role's configuration. The leader's address is in it in either role: a primary doesn't look at it.
     pub(super) fn write_role(&self, wait_for: WaitFor) -> Result<(), StartError> {
-        let postgres = &self.postgres;
-        let names = wait_for.names(&self.network);
-        let conninfo = self.network.conninfo(&postgres.data_dir, None);
-        let text = format!(
+        self.write_role_file(self.role(wait_for))
+    }
+
+    /// Makes the directory ready for pg_rewind, which begins by recovering a server that was killed, in single-user mode: that refuses to be
+    /// a standby, and its checkpoint would throw away the WAL in which pg_rewind then looks for where the two histories part.
+    pub(super) fn prepare_rewind(&self) -> Result<(), StartError> {
+        self.write_role_file(format!("{}wal_keep_size = '1TB'\n", self.role(WaitFor::Peer)))?;
+        self.sign_primary()
+    }
+
+    fn role(&self, wait_for: WaitFor) -> String {
+        let conninfo = self.network.conninfo(&self.postgres.data_dir, None);
+        format!(
             "# Written by Duet whenever the node's part changes.\n\
              synchronous_standby_names = '{}'\nprimary_conninfo = '{}'\nprimary_slot_name = '{}'\n",
-            names,
+            wait_for.names(&self.network),
             conninfo.replace('\'', "''"),
             self.network.own_name,
-        );
+        )
+    }
+
+    fn write_role_file(&self, text: String) -> Result<(), StartError> {
+        let postgres = &self.postgres;
         let path = postgres.data_dir.pgdata().join(ROLE_FILE);
         if fs::read_to_string(&path).is_ok_and(|present| present == text) {
             return Ok(());

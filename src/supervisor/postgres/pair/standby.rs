@@ -114,8 +114,10 @@ impl Pursuit<'_> {
             self.join_history().await?;
         }
         self.doing("starting PostgreSQL as the standby");
-        self.shared.write_role(WaitFor::Peer).map_err(later)?;
-        self.shared.sign_standby().map_err(later)?;
+        self.shared
+            .on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_standby()))
+            .await
+            .map_err(later)?;
         self.launch().await.map_err(|error| match error {
             super::super::StartError::Damaged { .. } => Obstacle::Rebuild(error.to_string()),
             other => Obstacle::Later(other.to_string()),
