@@ -38,8 +38,9 @@ use crate::witness::backend;
 const USAGE: &str = "duet node --config-file FILE [flags]";
 /// How long PostgreSQL may take to stop in order.
 const POSTGRES_STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long answers of a former leader may take after another one has been found.
+/// How long answers of a former leader may take after another one has been found: in any case, and while it is heard.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+const LAST_ANSWERS_OF_THE_LIVING: Duration = Duration::from_secs(10);
 /// How long a lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
@@ -279,12 +280,8 @@ async fn answer(
             (view.peer_leads(), view.leadership())
         };
         // A leader that isn't heard for a moment keeps its connections; one that was replaced doesn't.
-        if let Some((_, former)) = peer.take_if(|(of, _)| here || *of != leadership) {
-            tokio::spawn(async move {
-                // Its last answers may still be on their way.
-                tokio::time::sleep(LAST_ANSWERS).await;
-                former.retire();
-            });
+        if let Some(((_, process), former)) = peer.take_if(|(of, _)| here || *of != leadership) {
+            tokio::spawn(retire(former, process, views.clone()));
         }
         if there && !here && peer.is_none() {
             peer = Some((leadership, upstream()));
@@ -313,6 +310,14 @@ async fn answer(
             return;
         }
     }
+}
+
+/// Gives a former leader time for its last answers. One that has handed over holds requests until this node answers them.
+async fn retire(former: Upstream, process: u64, mut views: watch::Receiver<View>) {
+    tokio::time::sleep(LAST_ANSWERS).await;
+    let gone = views.wait_for(|view| !view.hears(process));
+    let _ = tokio::time::timeout(LAST_ANSWERS_OF_THE_LIVING, gone).await;
+    former.retire();
 }
 
 /// Tells the supervisor when requests are really answered, for the figures of a takeover.

@@ -266,7 +266,10 @@ impl Connection {
                 Outcome::Acknowledged(answer.header().unwrap().revision())
             }
             Err(Error::GRpcStatus(status)) if REFUSALS.contains(&status.message()) => Outcome::Refused,
-            Err(_) => Outcome::Unknown,
+            Err(error) => {
+                eprintln!("nobody knows what became of {}: {error}", write.token);
+                Outcome::Unknown
+            }
         };
         let outcome = write.outcome;
         self.shared.writes.lock().await.push(write);

@@ -29,6 +29,8 @@ use crate::witness::backend::Witness;
 /// Questions and compare-and-swaps that may be under way to the witness at once; more would only queue up behind a witness that is gone.
 const WITNESS_CALLS_MAX: usize = 4;
 const ORDERS_MAX: usize = 16;
+/// A peer isn't heard any more when so many heartbeats are missing.
+const PATIENCE_BEATS: Millis = 3;
 
 /// Why the driver gave up. The node must end then: it can't promise anything any more.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +103,7 @@ impl View {
     #[must_use]
     pub fn peer_leads(&self) -> bool {
         let state = &self.state;
-        let patience = 3 * state.setup.timing.heartbeat;
+        let patience = PATIENCE_BEATS * state.setup.timing.heartbeat;
         state.phase == Phase::Follower
             && state.hears_peer(patience, clock::now())
             && state.peer.is_some_and(|peer| peer.heartbeat.leading)
@@ -109,6 +111,14 @@ impl View {
 }
 
 impl View {
+    /// Whether the peer is still this process and was heard just now.
+    #[must_use]
+    pub fn hears(&self, process: u64) -> bool {
+        let state = &self.state;
+        state.hears_peer(PATIENCE_BEATS * state.setup.timing.heartbeat, clock::now())
+            && state.peer.is_some_and(|peer| peer.heartbeat.process == process)
+    }
+
     /// Which leadership of the peer's this is: its epoch, and the process that has it.
     #[must_use]
     pub fn leadership(&self) -> (Epoch, u64) {
