@@ -11,11 +11,11 @@ DUET := $(CARGO_TARGET_DIR)/release/duet
 # Flags for `duet pair` or `duet dev`: make run FLAGS="--data-dir /srv/duet".
 FLAGS ?=
 
-.PHONY: help run run-pair build install test lint test-rust test-go test-postgres test-pair test-long bench clean
+.PHONY: help run run-single build install test lint test-rust test-go test-postgres test-pair test-long bench clean
 
 help:
-	@echo "make run        install what is missing, build, and run: duet dev"
-	@echo "make run-pair   the same with a pair of nodes and their witness, on this machine: duet pair"
+	@echo "make run        install what is missing, build, and run a pair of nodes and their witness on this machine: duet pair"
+	@echo "make run-single the same with one node: duet dev"
 	@echo "make build      build $(DUET)"
 	@echo "make install    copy it to /usr/local/bin (PREFIX=/usr/local)"
 	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
@@ -25,10 +25,10 @@ help:
 	@echo "make bench      criterion's benchmarks, and Duet beside etcd"
 
 run: build
-	$(DUET) dev $(FLAGS)
-
-run-pair: build
 	$(DUET) pair $(FLAGS)
+
+run-single: build
+	$(DUET) dev $(FLAGS)
 
 build:
 	@scripts/setup.sh run
@@ -44,10 +44,11 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-# The differential suite needs etcd, which is built from its Go module when the cache doesn't have it.
+# The differential suite needs etcd, and the witnesses an API server and a restored etcd, too: built from their Go modules when the cache doesn't
+# have them.
 test-rust:
 	@scripts/setup.sh test
-	tests/tools/build.sh etcd >/dev/null
+	tests/tools/build.sh etcd etcdutl kube-apiserver >/dev/null
 	cargo test --locked
 
 # etcd's own clients and K3s' datastore client, against the release build.

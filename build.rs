@@ -24,7 +24,7 @@ const PROTOS: [&str; 10] = [
 ];
 
 /// What the nodes of a pair and their witness say to each other: no part of etcd's API, and so not in the reflection's descriptors.
-const DUET_PROTOS: [&str; 3] = ["duetpb/admin.proto", "duetpb/peer.proto", "duetpb/witness.proto"];
+const DUET_PROTOS: [&str; 4] = ["duetpb/admin.proto", "duetpb/peer.proto", "duetpb/replication.proto", "duetpb/witness.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -137,6 +137,7 @@ if [ "$purpose" != run ]; then
     ensure_lints
     has_protoc || apt_install "the independent client's code generator" protobuf-compiler libprotobuf-dev
     command -v git >/dev/null || apt_install "git" git
+    command -v ip >/dev/null || apt_install "the tests' networks" iproute2
 fi
 if [ "$purpose" = postgres ]; then
     command -v npm >/dev/null || apt_install "what fetches PostgreSQL 16, 17 and 18" npm

@@ -15,11 +15,13 @@
 //! | [`supervisor`] | runs the PostgreSQL of a node's own; `fsm` P: who of a pair leads |
 //! | [`witness`] | the pair's third party: durable registers with compare-and-swap |
 //! | [`proto`] | the generated wire types |
+//! | [`check`] | what has to be right for a pair, looked at |
 //! | [`net`] | listeners, TLS and its reload, HTTP beside gRPC, graceful shutdown |
 //! | [`cli`] | the subcommands |
 //! | [`config`] | options from flags, environment and file; validation |
 //! | [`telemetry`] | logs, metrics |
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod engine;

@@ -132,6 +132,47 @@ fn a_wrong_configuration_is_code_64_and_starts_nothing() {
 }
 
 #[test]
+fn a_node_is_checked_before_its_first_start() {
+    let dir = scratch();
+    let out = dir.path().join("pair");
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let ports = || format!("{},{}", free(), free());
+    let init = format!(
+        "init --cluster edge --a 127.0.0.1 --b 127.0.0.1 --witness 127.0.0.1 --in-place --client-port {} --peer-port {} --pg-port {} \
+         --witness-port {} --out {}",
+        ports(),
+        ports(),
+        ports(),
+        free(),
+        out.display()
+    );
+    assert!(Command::new(duet()).args(args(&init)).output().unwrap().status.success());
+    let check = || {
+        let output = Command::new(duet()).args(["check", "--config-file"]).arg(out.join("a/duet.toml")).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = check();
+    assert_eq!(code, 1, "nobody runs yet, and nothing is wrong: {said}");
+    for expected in [
+        "will be made at the first start",
+        "for heartbeats is free",
+        "the pair's: a.edge.duet has",
+        "duet node doesn't answer here",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert!(!out.join("a/data").exists(), "a check makes nothing");
+
+    // B's certificate is the pair's, and isn't A's.
+    std::fs::copy(out.join("b/pair.crt"), out.join("a/pair.crt")).unwrap();
+    std::fs::create_dir(out.join("a/data")).unwrap();
+    std::fs::write(out.join("a/data/PG_VERSION"), "15").unwrap();
+    let (code, said) = check();
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("FAIL  certificate") && said.contains("FAIL  directory"), "{said}");
+}
+
+#[test]
 fn a_data_directory_in_use_is_code_75() {
     let dir = scratch();
     let mut first = dev(&dir, "");

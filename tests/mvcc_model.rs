@@ -322,7 +322,7 @@ impl Pair {
         for chunk in rows.chunks(3) {
             recovered.restore(chunk, compacted).expect("storage has no hole");
         }
-        recovered.finish_restore(compacted);
+        recovered.finish_restore(compacted, 1);
         recovered
     }
 }

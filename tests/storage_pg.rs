@@ -106,10 +106,11 @@ async fn everything_that_was_appended_comes_back_as_it_was() {
     assert_eq!(recover(&mut *writer, 3).await.unwrap(), all[3..]);
 
     let reader = log.reader();
-    let asked = vec![Rev::new(3, 0), Rev::new(2, 0), Rev::new(77, 0), Rev::new(3, 0)];
+    let asked = vec![Rev::new(3, 0), Rev::new(2, 0), Rev::new(2, 9), Rev::new(3, 0)];
     let values = reader.values(asked).await.unwrap();
     let big = Some(Bytes::from(big));
     assert_eq!(values, [big.clone(), Some(Bytes::new()), None, big]);
+    assert!(reader.values(vec![Rev::new(77, 0)]).await.is_err(), "a standby may not have replayed it yet");
     assert_eq!(reader.rows(0, 100, usize::MAX).await.unwrap().rows, all);
 }
 
@@ -198,6 +199,41 @@ async fn a_replica_that_waits_holds_no_snapshot_that_would_keep_dead_rows_alive(
         assert!(began.elapsed() < Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Memory no longer knows what it has had deleted: what is lost of that afterwards would be lost for good.
+#[tokio::test]
+async fn a_deletion_is_answered_when_it_is_durable() {
+    let database = Database::new().await;
+    let client = database.client().await;
+    let log = log(&database.config);
+    let mut writer = acquire(&log).await;
+    writer.append(rows((2..40).map(|n| put(n, 0, b"k", b"v")).collect())).await.unwrap();
+    for n in 2..40 {
+        let before = "SELECT pg_current_wal_insert_lsn()::text";
+        let before: String = client.query_one(before, &[]).await.unwrap().get(0);
+        log.reader().delete(1, vec![Rev::new(n, 0)]).await.unwrap();
+        let flushed = format!("SELECT pg_current_wal_flush_lsn() > '{before}'::pg_lsn");
+        assert!(client.query_one(&flushed, &[]).await.unwrap().get::<_, bool>(0), "revision {n}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_is_of_one_moment() {
+    let database = Database::new().await;
+    let log = log(&database.config);
+    let mut writer = acquire(&log).await;
+    let stored: Vec<LogRow> = (2..8).map(|n| put(n, 0, b"k", b"v")).collect();
+    writer.append(rows(stored.clone())).await.unwrap();
+    let mut snapshot = log.reader().snapshot().await.unwrap();
+    writer.append(Arc::new(Batch { rows: vec![put(8, 0, b"k", b"v")], compacted: Some(7), ..Batch::default() })).await.unwrap();
+    log.reader().delete(1, (2..7).map(|n| Rev::new(n, 0)).collect()).await.unwrap();
+    let first = snapshot.rows(2, 9, 1).await.unwrap();
+    assert_eq!((first.rows.as_slice(), first.more, first.compacted), (&stored[..1], true, -1));
+    assert_eq!(snapshot.rows(3, 9, 1 << 20).await.unwrap().rows, stored[1..]);
+    drop(snapshot);
+    let now = log.reader().rows(2, 9, 1 << 20).await.unwrap();
+    assert_eq!((now.rows.len(), now.more, now.compacted), (2, false, 7));
 }
 
 #[tokio::test]

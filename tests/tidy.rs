@@ -13,12 +13,13 @@ const IMPURE: [&str; 8] = ["tokio", "tonic", "std::time", "std::net", "std::fs",
 /// A file that is longer is more than one thing.
 const LINES_MAX: usize = 500;
 /// Longer files that are one thing.
-const LONG: [(&str, &str); 7] = [
+const LONG: [(&str, &str); 8] = [
     ("tests/pair_simulation/simulation.rs", "one world: what can befall two nodes and a witness"),
     ("tests/pair_model/world.rs", "one world: what can befall two nodes and a witness"),
     ("benches/measure_log.rs", "one experiment: each way to store the log beside the others, as the ADRs list them"),
     ("src/telemetry/metrics.rs", "one table of metrics"),
     ("tests/storage_pg.rs", "one list of rules"),
+    ("tests/engine_follower.rs", "one list of rules"),
     ("tests/differential/cases/txn.rs", "one list of cases"),
     ("tests/differential/cases/watch.rs", "one list of cases"),
 ];
@@ -143,6 +144,38 @@ fn every_metric_has_a_source() {
     let is_used = |name: &String| sources.iter().any(|(_, text)| text.contains(&format!(".{name}")));
     let unused: Vec<String> = handles.into_iter().filter(|name| !is_used(name)).collect();
     assert_none("a metric that nobody updates is a lie", &unused);
+}
+
+/// What a name in Prometheus' language may consist of.
+fn is_name_byte(byte: char) -> bool {
+    byte.is_ascii_alphanumeric() || byte == '_'
+}
+
+#[test]
+fn dashboards_and_alerts_ask_only_for_metrics_that_exist() {
+    let tables = files("src/telemetry", ".rs").into_iter().chain(files("src/supervisor/pair", "/metrics.rs"));
+    let tables: String = tables.map(|(_, text)| text).collect();
+    let exists = |name: &str| {
+        let histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        std::iter::once(name).chain(histogram).any(|name| tables.contains(&format!("\"{name}\"")))
+    };
+    assert!(exists("duet_pair_open") && exists("duet_engine_commit_duration_seconds_bucket") && !exists("duet_pair"));
+    let (mut asked, mut violations) = (0, Vec::new());
+    for (path, text) in files("deploy/grafana", ".json").into_iter().chain(files("deploy/prometheus", ".yml")) {
+        for (number, line) in text.lines().enumerate() {
+            let names = line
+                .split(|byte| !is_name_byte(byte))
+                .filter(|word| ["duet_", "etcd_"].iter().any(|prefix| word.starts_with(prefix)) && !word.ends_with('_'));
+            for name in names {
+                asked += 1;
+                if !exists(name) {
+                    violations.push(format!("{path}:{}: {name}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(asked > 30, "the names were not recognised: {asked}");
+    assert_none("a panel or an alert over a metric that isn't there shows nothing for ever", &violations);
 }
 
 #[test]

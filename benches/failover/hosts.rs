@@ -1,41 +1,25 @@
-//! Hosts: a network namespace each for two nodes, the witness and the client, joined by a bridge in a namespace of its own.
+//! Hosts: a machine each for two nodes, the witness and the client, in one network (tests/common/network.rs).
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use duet::supervisor::pair::status::NodeStatus;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// Names of the namespaces; the fourth is the client's.
-const HOSTS: [&str; 4] = ["duet-a", "duet-b", "duet-w", "duet-c"];
-const SWITCH: &str = "duet-switch";
+use crate::network::{Network, address};
+
 const WITNESS: usize = 2;
 const CLIENT: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn address(host: usize) -> String {
-    format!("10.77.0.{}", host + 1)
-}
-
-fn ip(args: &str) -> bool {
-    let ran = Command::new("ip").args(args.split_whitespace()).stderr(Stdio::null()).status();
-    ran.expect("ip is there: apt-get install iproute2").success()
-}
-
-fn must(args: &str) {
-    assert!(ip(args), "ip {args}");
-}
-
-/// Puts the calling thread into the client's namespace.
-pub fn enter_client() {
-    let file = fs::File::open(format!("/run/netns/{}", HOSTS[CLIENT])).unwrap();
-    setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+/// Which changes there have been.
+pub struct Register {
+    pub version: u64,
+    pub epoch: i64,
 }
 
 /// See the module.
@@ -44,24 +28,13 @@ pub struct Cluster {
     nodes: [Option<Child>; 3],
     frozen: Vec<Pid>,
     dir: TempDir,
+    network: Network,
 }
 
 impl Cluster {
     /// Makes the hosts and starts a pair on them.
     pub fn start(duet: &Path) -> Self {
-        remove_hosts();
-        must(&format!("netns add {SWITCH}"));
-        must(&format!("-n {SWITCH} link add br0 type bridge"));
-        must(&format!("-n {SWITCH} link set br0 up"));
-        for (number, host) in HOSTS.iter().enumerate() {
-            must(&format!("netns add {host}"));
-            must(&format!("-n {host} link add eth0 type veth peer name {host} netns {SWITCH}"));
-            must(&format!("-n {host} addr add {}/24 dev eth0", address(number)));
-            must(&format!("-n {host} link set lo up"));
-            must(&format!("-n {host} link set eth0 up"));
-            must(&format!("-n {SWITCH} link set {host} master br0"));
-            must(&format!("-n {SWITCH} link set {host} up"));
-        }
+        let network = Network::new(4);
         let dir = tempfile::Builder::new().prefix("duet-failover-").tempdir().unwrap();
         let open: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(dir.path(), open).unwrap();
@@ -72,11 +45,16 @@ impl Cluster {
             .stdout(Stdio::null())
             .status();
         assert!(init.unwrap().success());
-        let mut cluster = Self { duet: duet.to_path_buf(), nodes: [None, None, None], frozen: Vec::new(), dir };
+        let mut cluster = Self { duet: duet.to_path_buf(), nodes: [None, None, None], frozen: Vec::new(), dir, network };
         for host in [WITNESS, 0, 1] {
             cluster.start_host(host);
         }
         cluster
+    }
+
+    /// What puts the thread that calls it on the client's machine.
+    pub fn client_door(&self) -> impl Fn() + Send + 'static + use<> {
+        self.network.door(CLIENT)
     }
 
     pub fn urls(&self) -> [String; 2] {
@@ -88,19 +66,23 @@ impl Cluster {
         self.dir.path().join("pair").join(part).join(name)
     }
 
+    fn log(&self, host: usize) -> PathBuf {
+        self.dir.path().join(format!("host-{host}.log"))
+    }
+
     fn start_host(&mut self, host: usize) {
         let command = if host == WITNESS { "witness" } else { "node" };
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join(HOSTS[host])).unwrap();
-        let mut run = Command::new("ip");
-        run.args(["netns", "exec", HOSTS[host]]).arg(&self.duet).arg(command).arg("--config-file").arg(self.file(host));
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log(host)).unwrap();
+        let mut run = self.network.command(host, &self.duet);
+        run.arg(command).arg("--config-file").arg(self.file(host));
         let child = run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.nodes[host] = Some(child);
     }
 
     fn statuses(&self) -> Vec<NodeStatus> {
         let from = if self.nodes[0].is_some() { 0 } else { 1 };
-        let mut run = Command::new("ip");
-        run.args(["netns", "exec", HOSTS[from]]).arg(&self.duet).args(["status", "--json", "--config-file"]).arg(self.file(from));
+        let mut run = self.network.command(from, &self.duet);
+        run.args(["status", "--json", "--config-file"]).arg(self.file(from));
         let output = run.output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
@@ -117,6 +99,13 @@ impl Cluster {
             assert!(began.elapsed() < PATIENCE, "no pair: {statuses:#?}, logs in {}", self.dir.path().display());
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// The register as the nodes know it.
+    pub fn register(&self) -> Register {
+        let statuses = self.statuses();
+        let newest = statuses.iter().max_by_key(|status| status.register_version).expect("a node answers");
+        Register { version: newest.register_version, epoch: newest.epoch }
     }
 
     fn postmaster(&self, node: usize) -> Option<i32> {
@@ -136,10 +125,16 @@ impl Cluster {
         Pid::from_raw(i32::try_from(child.id()).unwrap())
     }
 
-    fn children(&self, host: usize) -> Vec<Pid> {
+    /// The Duet that a guardian watches.
+    pub fn children(&self, host: usize) -> Vec<Pid> {
         let parent = self.pid(host);
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+    }
+
+    /// All processes of a node.
+    pub fn everything(&self, node: usize) -> Vec<Pid> {
+        [vec![self.pid(node)], self.children(node), self.postgres(node)].concat()
     }
 
     fn reap(&mut self, host: usize) {
@@ -149,10 +144,8 @@ impl Cluster {
 
     /// The machine is gone: its network at once, and with it everything that ran there.
     pub fn lose(&mut self, node: usize) {
-        must(&format!("-n {SWITCH} link set {} down", HOSTS[node]));
-        let all = [self.children(node), self.postgres(node)].concat();
-        let _ = kill(self.pid(node), Signal::SIGKILL);
-        for pid in all {
+        self.network.plug(node, false);
+        for pid in self.everything(node) {
             let _ = kill(pid, Signal::SIGKILL);
         }
         self.reap(node);
@@ -182,17 +175,34 @@ impl Cluster {
     /// Nothing passes between the two nodes; both see everybody else.
     pub fn cut(&mut self) {
         for (from, to) in [(0, 1), (1, 0)] {
-            must(&format!("-n {} route add blackhole {}", HOSTS[from], address(to)));
+            self.network.ip(from, &format!("route add blackhole {}", address(to)));
+        }
+    }
+
+    /// So large a part of what nodes and witness send to each other gets lost, or nothing any more.
+    pub fn lose_packets(&self, part: Option<f64>) {
+        for to in 0..=WITNESS {
+            let table = |args: &str| {
+                let done = self.network.command(to, "iptables").args(args.split_whitespace()).status();
+                assert!(done.unwrap().success(), "iptables {args}");
+            };
+            table("-F INPUT");
+            for from in (0..=WITNESS).filter(|from| *from != to) {
+                if let Some(part) = part {
+                    let from = address(from);
+                    table(&format!("-A INPUT -s {from} -m statistic --mode random --probability {part} -j DROP"));
+                }
+            }
         }
     }
 
     pub fn lose_witness(&mut self) {
-        must(&format!("-n {SWITCH} link set {} down", HOSTS[WITNESS]));
+        self.network.plug(WITNESS, false);
     }
 
     pub fn switch_over(&mut self, leader: usize) {
-        let mut run = Command::new("ip");
-        run.args(["netns", "exec", HOSTS[leader]]).arg(&self.duet).args(["switchover", "--config-file"]).arg(self.file(leader));
+        let mut run = self.network.command(leader, &self.duet);
+        run.args(["switchover", "--config-file"]).arg(self.file(leader));
         assert!(run.stdout(Stdio::null()).status().unwrap().success());
     }
 
@@ -212,10 +222,10 @@ impl Cluster {
             let _ = kill(pid, Signal::SIGCONT);
         }
         for (from, to) in [(0, 1), (1, 0)] {
-            ip(&format!("-n {} route del blackhole {}", HOSTS[from], address(to)));
+            self.network.try_ip(from, &format!("route del blackhole {}", address(to)));
         }
-        for (host, name) in HOSTS.iter().enumerate().take(3) {
-            must(&format!("-n {SWITCH} link set {name} up"));
+        for host in [0, 1, WITNESS] {
+            self.network.plug(host, true);
             if self.nodes[host].is_none() {
                 self.start_host(host);
             }
@@ -223,19 +233,13 @@ impl Cluster {
     }
 }
 
-fn remove_hosts() {
-    for host in HOSTS.iter().chain([&SWITCH]) {
-        ip(&format!("netns del {host}"));
-    }
-}
-
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for host in &HOSTS[..3] {
-                let log = fs::read_to_string(self.dir.path().join(host)).unwrap_or_default();
+            for host in [0, 1, WITNESS] {
+                let log = fs::read_to_string(self.log(host)).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
-                eprintln!("--- {host}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+                eprintln!("--- host {host}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
             }
         }
         for pid in &self.frozen {
@@ -249,6 +253,5 @@ impl Drop for Cluster {
         for child in self.nodes.iter_mut().flatten() {
             let _ = child.wait();
         }
-        remove_hosts();
     }
 }

@@ -46,9 +46,9 @@ impl fmt::Display for Gap {
 impl Load {
     pub fn start(cluster: &Cluster) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopping, urls) = (Arc::clone(&stop), cluster.urls());
+        let (stopping, urls, enter) = (Arc::clone(&stop), cluster.urls(), cluster.client_door());
         let thread = std::thread::spawn(move || {
-            crate::hosts::enter_client();
+            enter();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(writes(urls, stopping))
         });

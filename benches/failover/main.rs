@@ -4,11 +4,15 @@
 //!     cargo bench --bench failover -- --runs 30 machine-lost
 //!
 //! Needs root and `ip`. Prints, for each event, the distribution of the time from the event to the first acknowledged write that was sent
-//! after it, the longest gap between acknowledged writes, and what each takeover says of its own phases. It touches nothing outside of its
-//! namespaces, and removes them when it ends, however it ends.
+//! after it, the longest gap between acknowledged writes, and what each takeover says of its own phases. Then what must not make anybody take
+//! over, for `--minutes` each (needs `iptables`, and control groups, version 1). It touches nothing outside of its namespaces but one
+//! control group, and removes them when it ends, however it ends.
 
+mod disturb;
 mod hosts;
 mod load;
+#[path = "../../tests/common/network.rs"]
+mod network;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,7 +23,7 @@ use rand::{RngExt, SeedableRng};
 use hosts::Cluster;
 use load::{Gap, Load};
 
-/// What is to be lost.
+/// What is to be lost, or to disturb.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Event {
     /// All processes of the leader's machine, and its network.
@@ -38,6 +42,21 @@ enum Event {
     WitnessLost,
     /// Nothing: the leader hands over.
     Switchover,
+    /// Nothing: either node's Duet stands still for 300 ms, then goes on for up to two seconds, again and again.
+    Pauses,
+    /// Nothing: the leader's machine has half a core, and four other processes that want it.
+    LeaderStarved,
+    /// Nothing: the same of the follower's.
+    FollowerStarved,
+    /// Nothing but a twentieth of the packets between nodes and witness.
+    PacketLoss,
+}
+
+impl Event {
+    /// Nothing is lost.
+    fn only_disturbs(self) -> bool {
+        matches!(self, Self::Pauses | Self::LeaderStarved | Self::FollowerStarved | Self::PacketLoss)
+    }
 }
 
 #[derive(Parser)]
@@ -47,6 +66,9 @@ struct Options {
     /// How often each.
     #[arg(long, default_value_t = 30)]
     runs: usize,
+    /// How long each disturbance.
+    #[arg(long, default_value_t = 3.0)]
+    minutes: f64,
     /// For the moments; printed.
     #[arg(long)]
     seed: Option<u64>,
@@ -75,6 +97,10 @@ fn main() {
     let events = if options.events.is_empty() { all } else { options.events.clone() };
     let mut cluster = Cluster::start(&duet);
     for event in events {
+        if event.only_disturbs() {
+            disturb::run(&mut cluster, event, Duration::from_secs_f64(options.minutes * 60.0), &mut rng);
+            continue;
+        }
         let mut runs = Vec::new();
         for _ in 0..options.runs {
             runs.push(run(&mut cluster, event, &mut rng));
@@ -98,6 +124,7 @@ fn run(cluster: &mut Cluster, event: Event, rng: &mut rand::rngs::SmallRng) -> R
         Event::Partition => cluster.cut(),
         Event::WitnessLost => cluster.lose_witness(),
         Event::Switchover => cluster.switch_over(leader),
+        Event::Pauses | Event::LeaderStarved | Event::FollowerStarved | Event::PacketLoss => unreachable!("these lose nothing"),
     }
     let effective = Instant::now();
     load.run_until(effective + Duration::from_secs(4));

@@ -1,10 +1,11 @@
 //! Duet and etcd side by side on this machine: the same load to each in turn, several rounds, answers as ratios.
 //!
-//! Both servers run all the time on data directories of their own and on loopback; only one of them is loaded at a time. Both are
-//! durable: fsync is on. The generator shares the cores with the servers. Every figure of a round is paired with the other server's
+//! All servers run all the time on data directories of their own and on loopback; only one of them is loaded at a time. All are
+//! durable: fsync is on. The generator shares the cores with the servers. Every figure of a round is paired with the first server's
 //! figure of the same round, so that the machine's drift cancels out; the table shows the median of the ratios and their spread.
 //!
 //!     cargo bench --bench side_by_side -- --etcd PATH [--duet PATH] [--rounds 5] [--seconds 3] [--only cas,get] [--json FILE]
+//!     cargo bench --bench side_by_side -- --servers duet,leader,follower
 
 mod load;
 mod report;
@@ -17,13 +18,16 @@ use anyhow::Context;
 use clap::Parser;
 
 use load::Phase;
-use server::Server;
+use server::{Kind, Server};
 
-/// Runs the same load against Duet and etcd in turn and prints the ratios.
+/// Runs the same load against several servers in turn and prints the ratios.
 #[derive(Parser)]
 struct Args {
-    /// The etcd binary.
-    #[arg(long, env = "ETCD_BIN")]
+    /// What is compared: each of the others with the first one.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "etcd,duet")]
+    servers: Vec<Kind>,
+    /// The etcd binary, if etcd is among them.
+    #[arg(long, env = "ETCD_BIN", default_value = "etcd")]
     etcd: PathBuf,
     /// The Duet binary.
     #[arg(long, env = "DUET_BIN", default_value = env!("CARGO_BIN_EXE_duet"))]
@@ -53,16 +57,15 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let duration = Duration::from_secs(args.seconds);
-    let mut etcd = Server::etcd(&args.etcd).await.context("starting etcd")?;
-    let mut duet = Server::duet(&args.duet).await.context("starting Duet")?;
+    let servers = server::start(&args.servers, &args.etcd, &args.duet).await?;
     let mut measurements = Vec::new();
     for phase in
         Phase::ALL.iter().filter(|phase| args.only.is_empty() || args.only.iter().any(|part| phase.name().contains(part)))
     {
         for round in 0..args.rounds {
-            // The order alternates, so that neither server always comes second.
-            let order = if round % 2 == 0 { [&mut etcd, &mut duet] } else { [&mut duet, &mut etcd] };
-            for server in order {
+            // The order rotates, so that none of them always comes second.
+            for at in 0..servers.len() {
+                let server = &servers[(at + round) % servers.len()];
                 let measured =
                     phase.run(server, duration, round).await.with_context(|| format!("{} on {}", phase.name(), server.name))?;
                 eprintln!("{measured}");
@@ -70,12 +73,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
             }
         }
     }
-    report::print(&measurements);
+    let names: Vec<&str> = servers.iter().map(|server| server.name).collect();
+    report::print(&measurements, &names);
     if let Some(path) = args.json {
         let lines: Vec<String> = measurements.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
         std::fs::write(&path, lines.join("\n") + "\n").with_context(|| format!("writing {}", path.display()))?;
     }
-    duet.stop().await;
-    etcd.stop().await;
+    Server::stop(servers).await;
     Ok(())
 }

@@ -2,9 +2,17 @@
 
 use crate::load::Measured;
 
-/// Prints a Markdown table: for each phase both medians, and the median, least and greatest ratio Duet / etcd over the rounds.
-pub fn print(measurements: &[Measured]) {
-    println!("| phase | figure | etcd | Duet | ratio Duet / etcd (median) | min | max |");
+/// Prints a Markdown table for each server but the first: for each phase both medians, and the median, least and greatest ratio over the
+/// rounds.
+pub fn print(measurements: &[Measured], servers: &[&str]) {
+    let Some((baseline, others)) = servers.split_first() else { return };
+    for other in others {
+        table(measurements, baseline, other);
+    }
+}
+
+fn table(measurements: &[Measured], baseline: &str, other: &str) {
+    println!("\n| phase | figure | {baseline} | {other} | ratio {other} / {baseline} (median) | min | max |");
     println!("|---|---|---|---|---|---|---|");
     let mut phases: Vec<&str> = Vec::new();
     for measured in measurements {
@@ -14,7 +22,7 @@ pub fn print(measurements: &[Measured]) {
     }
     for phase in phases {
         for (figure, pick) in figures(phase) {
-            row(measurements, phase, figure, *pick);
+            row(measurements, [baseline, other], phase, figure, *pick);
         }
     }
 }
@@ -29,19 +37,19 @@ fn figures(phase: &str) -> &'static [(&'static str, Pick)] {
     if phase == "watch" { &[P50, P99, CPU] } else { &[THROUGHPUT, P50, P99, CPU] }
 }
 
-fn row(measurements: &[Measured], phase: &str, figure: &str, pick: Pick) {
+fn row(measurements: &[Measured], servers: [&str; 2], phase: &str, figure: &str, pick: Pick) {
     let of = |server: &str| -> Vec<f64> {
         let mut rounds: Vec<&Measured> = measurements.iter().filter(|m| m.phase == phase && m.server == server).collect();
         rounds.sort_by_key(|measured| measured.round);
         rounds.into_iter().map(pick).collect()
     };
-    let (etcd, duet) = (of("etcd"), of("duet"));
-    let ratios: Vec<f64> = duet.iter().zip(&etcd).map(|(duet, etcd)| duet / etcd).collect();
+    let [baseline, other] = servers.map(of);
+    let ratios: Vec<f64> = other.iter().zip(&baseline).map(|(other, baseline)| other / baseline).collect();
     let (low, high) = ratios.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), ratio| (low.min(*ratio), high.max(*ratio)));
     println!(
         "| {phase} | {figure} | {:.0} | {:.0} | **{:.2}** | {low:.2} | {high:.2} |",
-        median(etcd),
-        median(duet),
+        median(baseline),
+        median(other),
         median(ratios)
     );
 }

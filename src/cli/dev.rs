@@ -66,7 +66,7 @@ async fn node(config: Config) -> Result<(), Failure> {
         .and_then(|options| PgLog::new(options).map_err(|error| Failure::serving(error.to_string())));
     let outcome = match log {
         Ok(log) => {
-            let engine = prepared.engine(Arc::new(log), ReadRight::Exclusive);
+            let engine = prepared.engine(Arc::new(log), ReadRight::Exclusive, None);
             prepared.run(engine, None, kept_running(&postgres), &mut signals).await
         }
         Err(failure) => Err(failure),

@@ -5,7 +5,7 @@
 //! runtime when the other has shown that it lives, too.
 //!
 //! Invariants: the child never outlives the parent; a parent that was stopped itself blames nobody; a child that ends by itself ends the
-//! parent with its exit code.
+//! parent with its exit code; the virtual IP doesn't stay behind a child that has ended.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,6 +22,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use super::Failure;
+use crate::net::virtual_ip::VirtualIp;
 
 /// Names the pipe's end, for the child.
 const VARIABLE: &str = "GUARDED_BY_DUET";
@@ -36,8 +37,10 @@ const LATE: Duration = Duration::from_millis(300);
 /// A child that was killed is started again so often within so long.
 const RESTARTS_MAX: usize = 10;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Before it is started again.
+/// Before it is started again, for each time that it was within the last minute.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Those that ask for an end.
+const STOPS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 const PASSED_ON: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// What this process is.
@@ -60,12 +63,14 @@ impl Pulse {
 }
 
 /// In the parent: runs this program again, guarded, until it ends. Only before there are threads.
-pub(super) fn guard() -> Part {
+///
+/// `virtual_ip` is what the child may hold; what ends it may have left it no time to give that up.
+pub(super) fn guard(virtual_ip: Option<&VirtualIp>) -> Part {
     if let Some(pulse) = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok()).and_then(inherited) {
         return Part::Runs(Some(pulse));
     }
     match Guardian::new() {
-        Ok(mut guardian) => Part::Ended(guardian.run()),
+        Ok(mut guardian) => Part::Ended(guardian.run(virtual_ip)),
         Err(error) => {
             eprintln!("duet: running without a guardian: {error}");
             Part::Runs(None)
@@ -96,25 +101,36 @@ impl Guardian {
         })
     }
 
-    fn run(&mut self) -> Result<(), Failure> {
+    fn run(&mut self, virtual_ip: Option<&VirtualIp>) -> Result<(), Failure> {
         loop {
             let failed = |error: io::Error| Failure::serving(format!("the guardian can't run Duet: {error}"));
             let (mut child, pulses) = start().map_err(failed)?;
             let status = self.watch(&mut child, pulses).map_err(failed)?;
+            // Only now: the kernel resets the child's connections from the address that they are to.
+            match virtual_ip.map(VirtualIp::remove) {
+                Some(Ok(true)) => eprintln!("duet: gave up the virtual IP for the Duet that has ended"),
+                Some(Ok(false)) | None => {}
+                Some(Err(error)) => eprintln!("duet: can't remove the virtual IP, which goes by itself within seconds: {error}"),
+            }
             let Some(signal) = status.signal() else {
                 // It has said why itself.
                 let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
                 return if code == 0 { Ok(()) } else { Err(Failure::silent(code)) };
             };
+            if STOPS.iter().any(|stop| *stop as i32 == signal) {
+                // Told to stop so early that it wasn't listening yet.
+                return Ok(());
+            }
             self.restarts.retain(|at| at.elapsed() < WINDOW);
             if self.restarts.len() >= RESTARTS_MAX {
                 return Err(Failure::serving(format!(
                     "Duet was ended by signal {signal}, for the {RESTARTS_MAX}th time within {WINDOW:?}"
                 )));
             }
+            let again = u32::try_from(self.restarts.len()).unwrap_or(u32::MAX);
             self.restarts.push(Instant::now());
             eprintln!("duet: ended by signal {signal}; starting it again");
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(PAUSE.saturating_mul(again));
         }
     }
 

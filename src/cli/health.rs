@@ -52,7 +52,8 @@ impl Health for ServerHealth {
             // etcd's check: one key, without its value.
             let request =
                 RangeRequest { keys_only: true, limit: 1, serializable, key: vec![0].into(), ..RangeRequest::default() };
-            match self.upstream() {
+            let follows = *self.engine.role().borrow() == Role::Following;
+            match self.upstream().filter(|_| !(serializable && follows)) {
                 None => self.engine.range(&request).await.map(drop).map_err(|error| format!("etcdserver: {error}")),
                 Some(upstream) => {
                     let answer = KvClient::new(upstream.channel()).range(request).await;

@@ -18,7 +18,8 @@ pub(super) fn overview() -> String {
            pair     A pair of nodes and a witness on this machine, to try it.\n  \
            init     Write the configuration and certificates of a pair: duet init --help.\n  \
            node     One node of a pair: duet node --config-file FILE.\n  \
-           witness  A pair's witness: duet witness --config-file FILE.\n  \
+           witness  A pair's witness: duet witness --config-file FILE. For a witness in another store, duet witness begin\n  \
+                    --config-file FILE (a node's) makes its register.\n  \
            certs    duet certs renew --out DIR: new certificates for a pair.\n  \
            serve    Serve from an existing PostgreSQL: duet serve --database postgres://…\n  \
            etcd     Stand in for a single etcd: takes etcd's command line. Also under the name etcd.\n  \
@@ -26,8 +27,8 @@ pub(super) fn overview() -> String {
            version  The version.\n\n\
          Operating a pair, each with --config-file FILE (a node's own):\n",
     );
-    for (command, what) in super::operate::COMMANDS {
-        let _ = writeln!(out, "  {command:10} {what}"); // writing to a String can't fail
+    for command in super::operate::COMMANDS {
+        let _ = writeln!(out, "  {:11} {}", command.name, command.what); // writing to a String can't fail
     }
     out.push_str("\nduet COMMAND --help lists the flags.\n\n");
     out.push_str(&exit_codes());

@@ -6,7 +6,7 @@
 //! | [`help`] | `--help`, from the table of options |
 //! | [`load`] | flags, environment and file into a valid configuration |
 //! | [`dev`], [`serve`], [`node`], [`etcd`], [`config`] | the subcommands |
-//! | [`witness`], [`pair_init`], [`pair_demo`], `operate` | a pair's witness, its configuration and certificates, a pair on one machine, its operators |
+//! | [`witness`], `witness_begin`, [`pair_init`], [`pair_demo`], `operate` | a pair's witness, its configuration and certificates, a pair on one machine, its operators |
 //! | `peer_port` | who may call a node of a pair on its peer port |
 //! | `guardian` | kills a node that stands still |
 //! | [`init`] | what process 1 of a container is besides |
@@ -29,10 +29,12 @@ mod operate;
 mod pair_certs;
 pub mod pair_demo;
 pub mod pair_init;
+mod pair_kill;
 mod peer_port;
 pub mod serve;
 pub mod server;
 pub mod witness;
+mod witness_begin;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -78,7 +80,7 @@ fn dispatch(argv: &[String]) -> Result<(), Failure> {
         "certs" => pair_init::run_certs(rest),
         "etcd" => etcd::run(rest),
         "config" => config::run(rest),
-        command if operate::COMMANDS.iter().any(|(known, _)| *known == command) => operate::run(command, rest),
+        command if operate::COMMANDS.iter().any(|known| known.name == command) => operate::run(command, rest),
         "version" | "--version" | "-version" | "-V" => {
             println!("duet {} (serves etcd's API {})", env!("CARGO_PKG_VERSION"), crate::telemetry::metrics::ETCD_VERSION);
             Ok(())

@@ -7,31 +7,44 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::guardian::{self, Part, Pulse};
 use super::load::{self, Loaded};
 use super::server::{PairSide, PeerPort, Prepared, StopSignals};
 use super::{Failure, dev, runtime};
+use crate::check::Subject;
+use crate::check::node::CheckService;
 use crate::config::{Config, ListenAddress, ListenUrl, PairConfig};
 use crate::engine::{ReadLease, ReadRight, Role};
-use crate::net::Listeners;
 use crate::net::drain::Drain;
 use crate::net::proxy::{Answering, Upstream};
 use crate::net::tls::{self, Tls};
+use crate::net::{Listeners, SocketOptions};
 use crate::proto::duetpb::admin_server::AdminServer;
+use crate::proto::duetpb::check_server::CheckServer;
 use crate::proto::duetpb::peer_server::PeerServer;
+use crate::proto::duetpb::replication_server::ReplicationServer;
 use crate::storage::pg::{PgLog, PgOptions};
 use crate::supervisor::fsm::{NodeId, Setup, Wish};
 use crate::supervisor::pair::admin::AdminService;
+use crate::supervisor::pair::clock;
+use crate::supervisor::pair::drill;
 use crate::supervisor::pair::driver::{Driver, Handle, Parts, View};
 use crate::supervisor::pair::gate::{Gate, Rights};
 use crate::supervisor::pair::history::History;
+use crate::supervisor::pair::hooks::{self, Hook};
 use crate::supervisor::pair::link::{Link, PeerService, certificate_name};
 use crate::supervisor::pair::log::GatedLog;
+use crate::supervisor::pair::metrics::PairCollector;
 use crate::supervisor::pair::record::{RecordError, RecordFile};
+use crate::supervisor::pair::replication::{PeerLeader, ReplicationService};
+use crate::supervisor::pair::status::explain;
+use crate::supervisor::pair::virtual_ip;
 use crate::supervisor::postgres::StartError;
 use crate::supervisor::postgres::pair::{PairOptions, PairPostgres, PairTls};
+use crate::telemetry::systemd::{Signs, Systemd};
 use crate::types::Epoch;
 use crate::witness::backend;
 
@@ -41,6 +54,10 @@ const POSTGRES_STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long answers of a former leader may take after another one has been found: in any case, and while it is heard.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 const LAST_ANSWERS_OF_THE_LIVING: Duration = Duration::from_secs(10);
+/// How long the virtual IP may take to go; it goes by itself, too.
+const VIRTUAL_IP_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks at whether systemd is to be told something else.
+const NEWS: Duration = Duration::from_millis(200);
 /// How long a lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
@@ -64,7 +81,7 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
         ));
     };
     let pulse = if pair.guardian {
-        match guardian::guard() {
+        match guardian::guard(pair.virtual_ip.as_ref()) {
             Part::Ended(outcome) => return outcome,
             Part::Runs(pulse) => pulse,
         }
@@ -83,33 +100,65 @@ fn serve(loaded: Loaded, pair: PairConfig, pulse: Option<Pulse>) -> Result<(), F
         .build()
         .map_err(|error| Failure::serving(format!("can't start threads: {error}")))?;
     let runtime = runtime()?;
-    if let Some(pulse) = pulse {
+    let guarded = pulse.is_some();
+    let systemd = Systemd::from_environment();
+    let signs = systemd.signs();
+    if guarded || signs.is_some() {
         let (alive, seen) = watch::channel(());
         supervisor.spawn(async move {
             while alive.send(()).is_ok() {
                 tokio::time::sleep(guardian::BEAT).await;
             }
         });
-        runtime.spawn(beat(pulse, seen));
+        runtime.spawn(beat(pulse, signs, seen));
     }
-    runtime.block_on(node(loaded.config, pair, supervisor.handle()))
+    runtime.block_on(node(loaded.config, pair, supervisor.handle(), guarded, systemd))
 }
 
-/// Shows the guardian that both runtimes go on.
-async fn beat(mut pulse: Pulse, mut supervisor: watch::Receiver<()>) {
+/// Shows the guardian and systemd that both runtimes go on.
+async fn beat(mut pulse: Option<Pulse>, mut signs: Option<Signs>, mut supervisor: watch::Receiver<()>) {
     while supervisor.changed().await.is_ok() {
-        pulse.beat();
+        pulse.iter_mut().for_each(Pulse::beat);
+        signs.iter_mut().for_each(Signs::alive);
     }
 }
 
-async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Handle) -> Result<(), Failure> {
+/// Says what this node does, whenever that changes.
+async fn tell_systemd(systemd: Systemd, mut views: watch::Receiver<View>) {
+    let mut told = String::new();
+    loop {
+        let text = explain(&views.borrow_and_update().state, clock::now());
+        if text != told && systemd.status(&text) {
+            told = text;
+        }
+        tokio::time::sleep(NEWS).await;
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn node(
+    config: Config,
+    pair: PairConfig,
+    supervisor: &tokio::runtime::Handle,
+    guarded: bool,
+    systemd: Systemd,
+) -> Result<(), Failure> {
     let mut signals = StopSignals::new(&config)?;
+    if let Some(away) = drill::away(&config.data_dir) {
+        tracing::warn!(?away, "staying away for a drill");
+        tokio::select! {
+            () = tokio::time::sleep(away) => {}
+            _ = signals.next() => return Ok(()),
+        }
+    }
     let mut prepared = Prepared::new(config)?;
     let peer_tls = pair.tls.config();
     let port_tls = Tls::load(peer_tls.clone(), prepared.metrics().clone())?;
     let client_tls = tls::client_config(&peer_tls)?;
     let listen = [ListenUrl { address: ListenAddress::Tcp(pair.listen_peer), tls: true }];
-    let listeners = Listeners::bind(&listen, false)?;
+    let listeners = Listeners::bind(&listen, SocketOptions::default())?;
 
     let gate = Gate::default();
     let drain = Drain::default();
@@ -118,6 +167,8 @@ async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Han
     let started =
         Started { gate: gate.clone(), drain: drain.clone(), serves, client_tls: Arc::clone(&client_tls), stop: stop.clone() };
     let options = pair_options(prepared.config(), &pair);
+    let subject = subject(prepared.config(), &pair);
+    let data_dir = subject.data_dir.clone();
     let starting = supervisor.spawn(started.start(options, pair.clone()));
     let supervised = tokio::select! {
         supervised = starting => supervised.map_err(|error| Failure::serving(error.to_string()))??,
@@ -126,25 +177,36 @@ async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Han
             return Ok(());
         }
     };
-    let Supervised { postgres, handle, link, ended } = supervised;
+    let Supervised { postgres, handle, link, virtual_ip, ended } = supervised;
+    tokio::spawn(tell_systemd(systemd, handle.views()));
+    let looked_at = handle.clone();
+    PairCollector::new(move || looked_at.status())
+        .and_then(|figures| prepared.metrics().register(Box::new(figures)))
+        .map_err(|error| Failure::serving(format!("can't register metrics: {error}")))?;
 
     let log = PgOptions::local(postgres.connect_config())
         .map_err(|error| error.to_string())
-        .and_then(|options| PgLog::new(options).map_err(|error| error.to_string()))
+        .and_then(|options| PgLog::new(options.reading_standby()).map_err(|error| error.to_string()))
         .map_err(Failure::serving)?;
     let log = Arc::new(GatedLog::new(Arc::new(log), gate.clone()));
-    let engine = prepared.engine(log, ReadRight::Lease(Arc::new(gate.clone())));
+    let leader_of = upstream_of(&pair, Arc::clone(&client_tls));
+    let leader = Arc::new(PeerLeader::new(handle.views(), move || leader_of().channel()));
+    let engine = prepared.engine(log, ReadRight::Lease(Arc::new(gate.clone())), Some(leader));
     tokio::spawn(tell_serving(engine.role(), serving));
     let upstream = upstream_of(&pair, Arc::clone(&client_tls));
     let (answering, answers) = watch::channel(Answering::Nobody);
     tokio::spawn(answer(engine.role(), handle.views(), gate.clone(), drain.clone(), upstream, answering));
 
+    let hook = start_hook(&pair, &handle);
     let peer_name = certificate_name(pair.node.peer(), &pair.cluster);
     let leaving = CancellationToken::new();
+    let checks = CheckService::new(subject, handle.clone(), Arc::clone(&postgres), Arc::clone(&client_tls), guarded);
     // Not tonic's own router: its fallback would be a second one beside the façade's.
     let services = axum::Router::new()
         .route_service("/duetpb.Peer/{*rest}", PeerServer::new(PeerService::new(link, peer_name.clone(), leaving.clone())))
-        .route_service("/duetpb.Admin/{*rest}", AdminServer::new(AdminService::new(handle.clone())));
+        .route_service("/duetpb.Replication/{*rest}", ReplicationServer::new(ReplicationService::new(engine.clone())))
+        .route_service("/duetpb.Admin/{*rest}", AdminServer::new(AdminService::new(handle.clone(), data_dir)))
+        .route_service("/duetpb.Check/{*rest}", CheckServer::new(checks));
     let port = PeerPort {
         listeners,
         tls: port_tls,
@@ -162,9 +224,23 @@ async fn node(config: Config, pair: PairConfig, supervisor: &tokio::runtime::Han
     let gave_up = async move { ended.await.unwrap_or_else(|_| Failure::serving("the supervisor ended without being asked to")) };
     let outcome = prepared.run(engine, Some(answers), gave_up, &mut signals).await;
     stop.cancel();
+    if let Some(holder) = virtual_ip {
+        let _ = tokio::time::timeout(VIRTUAL_IP_STOP_TIMEOUT, holder).await;
+    }
+    if let Some((following, hook)) = hook {
+        following.abort();
+        let _ = tokio::time::timeout(hooks::RUN_MAX, hook).await;
+    }
     let stopped = supervisor.spawn(async move { postgres.shutdown(POSTGRES_STOP_TIMEOUT).await }).await;
     tracing::info!(postgres = ?stopped.ok(), "stopped");
     outcome
+}
+
+/// Starts telling the operator's program, if there is one: who follows the parts, and who tells them. Not on the supervisor's threads.
+fn start_hook(pair: &PairConfig, handle: &Handle) -> Option<(JoinHandle<()>, JoinHandle<()>)> {
+    let hook = Hook::new(pair.on_role_change.as_ref()?, &pair.cluster, pair.node);
+    let (parts, told) = watch::channel(hooks::Part::default());
+    Some((tokio::spawn(hooks::follow(handle.views(), parts)), tokio::spawn(hook.run(told))))
 }
 
 /// What the supervisor's start needs.
@@ -181,6 +257,8 @@ struct Supervised {
     postgres: Arc<PairPostgres>,
     handle: Handle,
     link: Link,
+    /// Ends without the virtual IP.
+    virtual_ip: Option<JoinHandle<()>>,
     /// Tells why it ended, if it ends by itself.
     ended: oneshot::Receiver<Failure>,
 }
@@ -193,9 +271,12 @@ impl Started {
         let (file, record) = RecordFile::open(&data_dir, &pair.cluster, pair.node).map_err(record_failure)?;
         let link = Link::bind(pair.listen_peer, (pair.peer.host.clone(), pair.peer.port)).await;
         let link = link.map_err(|error| Failure::bind(error.to_string()))?;
-        let connect = |url: &String| backend::connect(url, &pair.cluster, Some(Arc::clone(&self.client_tls)));
-        let witness = pair.witness.as_ref().map(connect).transpose().map_err(Failure::usage)?;
+        let deadline = backend::deadline(pair.timing);
+        let connect = |url| backend::connect(url, &pair.cluster, Arc::clone(&self.client_tls), deadline);
+        let witness = pair.witness.as_ref().map(connect).transpose().map_err(|error| Failure::usage(error.to_string()))?;
         let setup = Setup { me: pair.node, timing: pair.timing, witness: witness.is_some(), begins: pair.node == NodeId::A };
+        let holder = pair.virtual_ip.clone().map(|ip| virtual_ip::start(ip, self.gate.changes(), self.stop.clone()));
+        let (virtual_ip_status, virtual_ip) = holder.unzip();
         let parts = Parts {
             setup,
             cluster: pair.cluster.clone(),
@@ -208,6 +289,7 @@ impl Started {
             drain: self.drain,
             history: Arc::new(History::open(&data_dir)),
             serving: self.serves,
+            virtual_ip: virtual_ip_status,
         };
         let (driver, handle) = Driver::new(parts);
         let (tell, ended) = oneshot::channel();
@@ -220,7 +302,7 @@ impl Started {
         });
         let upstream = upstream_of(&pair, self.client_tls);
         tokio::spawn(link.clone().introduce(move || upstream().channel(), self.stop));
-        Ok(Supervised { postgres, handle, link, ended })
+        Ok(Supervised { postgres, handle, link, virtual_ip, ended })
     }
 }
 
@@ -239,6 +321,17 @@ fn record_failure(error: RecordError) -> Failure {
     match error {
         RecordError::Io { .. } => Failure::serving(error.to_string()),
         RecordError::Spoilt { .. } | RecordError::Foreign { .. } => Failure::unusable(error.to_string()),
+    }
+}
+
+/// The node as `duet check` looks at it.
+pub(super) fn subject(config: &Config, pair: &PairConfig) -> Subject {
+    Subject {
+        pair: pair.clone(),
+        data_dir: config.data_dir.clone(),
+        bin_dir: config.embedded.bin_dir.clone(),
+        listen_client: config.listen_client.clone(),
+        client_tls: config.tls.clone(),
     }
 }
 
@@ -354,5 +447,9 @@ impl ReadLease for Gate {
 
     fn may_acknowledge(&self) -> bool {
         Gate::may_acknowledge(self)
+    }
+
+    fn may_lose_published(&self) -> bool {
+        Gate::may_lose_published(self)
     }
 }

@@ -13,12 +13,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use super::args::{self, Takes};
-use super::{Failure, pair_init};
+use super::{Failure, pair_init, pair_kill};
 
-const USAGE: &str = "duet pair [--data-dir DIR]";
+const USAGE: &str = "duet pair [kill [leader|follower|a|b]] [--data-dir DIR]";
 const HELP: &str = "
 Runs two nodes and a witness on this machine, each node with a PostgreSQL of its own, to try what a pair does. Clients
 connect to http://127.0.0.1:2379 and http://127.0.0.1:2389. A node that is killed is started again after ten seconds.
+
+  kill            Of the pair that runs in DIR: kills all processes of a node at once, as a lost machine would, and tells
+                  how the other one goes on. [leader]
 
   --data-dir DIR  Where everything is; it survives restarts. [/var/lib/duet/pair for root, else ~/.local/share/duet/pair]
 
@@ -35,17 +38,23 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// # Errors
 /// Exit code 64 for a wrong command line, 1 when the pair can't be made.
 pub fn run(args: &[String]) -> Result<(), Failure> {
-    let parsed = args::parse(args, |name| (name == "data-dir").then_some(Takes::Value));
+    let words = args.iter().take_while(|arg| !arg.starts_with('-')).count();
+    let (words, flags) = args.split_at(words);
+    let parsed = args::parse(flags, |name| (name == "data-dir").then_some(Takes::Value));
     let parsed = parsed.map_err(|error| Failure::usage(format!("{error}; {USAGE}")))?;
     if parsed.help {
         print!("Usage:\n  {USAGE}\n{HELP}");
         return Ok(());
     }
-    if let Some(extra) = parsed.rest.first() {
-        return Err(Failure::usage(format!("\"{extra}\" is not a flag; {USAGE}")));
-    }
     let dir = parsed.flags.last().map_or_else(default_dir, |(_, dir)| PathBuf::from(dir));
     let dir = std::path::absolute(&dir).map_err(|error| Failure::usage(format!("--data-dir {}: {error}", dir.display())))?;
+    let words: Vec<&str> = words.iter().chain(&parsed.rest).map(String::as_str).collect();
+    match words[..] {
+        [] => {}
+        ["kill"] => return pair_kill::run(&dir, "leader"),
+        ["kill", which @ ("leader" | "follower" | "a" | "b")] => return pair_kill::run(&dir, which),
+        _ => return Err(Failure::usage(format!("\"{}\": that isn't known; {USAGE}", words.join(" ")))),
+    }
     if !dir.join("plan.json").exists() {
         let out = dir.display().to_string();
         let line = "--cluster local --a 127.0.0.1 --b 127.0.0.1 --witness 127.0.0.1 --client-port 2379,2389 --peer-port 2380,2390 \
@@ -88,15 +97,18 @@ async fn supervise(dir: &Path) -> Result<(), Failure> {
 }
 
 fn instructions(program: &Path, dir: &Path) -> String {
-    let (duet, dir) = (program.display(), dir.display());
+    let (duet, shown) = (program.display(), dir.display());
+    let flag = if dir == default_dir() { String::new() } else { format!(" --data-dir {shown}") };
     format!(
-        "\nA pair and its witness, all on this machine, in {dir}\n\n\
-         API servers and etcdctl:  --endpoints=http://127.0.0.1:2379,http://127.0.0.1:2389\n\
-         Look:           {duet} status --watch --config-file {dir}/a/duet.toml\n\
-         Kill a node:    {duet} status --config-file {dir}/a/duet.toml   # which one leads?\n\
-         \x20               pkill -9 -f 'duet node --config-file {dir}/a/'        # or b\n\
-         Hand over:      {duet} switchover --config-file {dir}/a/duet.toml\n\
-         What happened:  {duet} history --config-file {dir}/a/duet.toml\n\
+        "\nA pair and its witness, all on this machine, in {shown}\n\n\
+         kube-apiserver: --etcd-servers=http://127.0.0.1:2379,http://127.0.0.1:2389\n\
+         K3s, RKE2:      datastore-endpoint: \"http://127.0.0.1:2379,http://127.0.0.1:2389\"\n\
+         etcdctl:        etcdctl --endpoints=http://127.0.0.1:2379,http://127.0.0.1:2389 put greeting hello\n\n\
+         In another terminal, once both nodes have everything:\n\
+         Look:           {duet} status --watch --config-file {shown}/a/duet.toml\n\
+         Pull a plug:    {duet} pair kill{flag}\n\
+         Hand over:      {duet} switchover --config-file {shown}/a/duet.toml\n\
+         What happened:  {duet} history --config-file {shown}/a/duet.toml\n\
          Stop:           Ctrl-C\n"
     )
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 use super::args::{self, Takes};
 use super::pair_certs::{Authority, Leaf, Use};
+use crate::config::{WitnessUrl, network_address};
 
 const USAGE: &str = "duet init --cluster NAME --a ADDRESS --b ADDRESS --witness ADDRESS --out DIR [flags]";
 const HELP: &str = "
@@ -20,12 +21,17 @@ Writes the configuration and the certificates of two nodes and their witness:
   --cluster NAME            The pair's name: small letters, digits, hyphens.
   --a ADDRESS, --b ADDRESS  The two nodes: IP addresses that the other one, the witness and clients reach.
   --witness ADDRESS         The witness: an IP address or a name. Without it the pair has none, and the loss of the
-                            leader's machine waits for an operator.
+                            leader's machine waits for an operator. Or a URL, such as etcd://10.0.0.9:2379/edge: the
+                            register is in another store then (--witness-url of duet node --help).
   --out DIR                 Where to write; made, and not there yet.
   --install-dir DIR         Where the files of a node will be on its machine. [/etc/duet]
   --data-dir DIR            Where a node's data will be. [/var/lib/duet/NAME]
   --client-tls true|false   Clients need certificates, too. [true]
   --timing fast|normal|wan  How long silences may last. [fast]
+  --virtual-ip ADDRESS/PREFIX
+                            An address of the nodes' network that is always at the node which leads, such as 10.0.0.10/24.
+  --virtual-ip-interface NAME
+                            The nodes' interface in that network; A,B (two names) if they differ.
   --client-port N, --peer-port N, --pg-port N, --witness-port N
                             Ports. [2379, 2380, 5433, 2378] Give A,B (two numbers) for nodes on one machine.
   --in-place                The files are used where they are written (DIR/a, DIR/b, DIR/witness), data included: for
@@ -35,7 +41,7 @@ duet certs renew --out DIR makes all certificates anew, from the CAs in DIR. Cop
 restart the witness and one node after the other; a leader hands over before it stops.
 ";
 /// Names of the options, and whether they need a value.
-const OPTIONS: [(&str, Takes); 14] = [
+const OPTIONS: [(&str, Takes); 16] = [
     ("cluster", Takes::Value),
     ("a", Takes::Value),
     ("b", Takes::Value),
@@ -45,6 +51,8 @@ const OPTIONS: [(&str, Takes); 14] = [
     ("data-dir", Takes::Value),
     ("client-tls", Takes::Bool),
     ("timing", Takes::Value),
+    ("virtual-ip", Takes::Value),
+    ("virtual-ip-interface", Takes::Value),
     ("client-port", Takes::Value),
     ("peer-port", Takes::Value),
     ("pg-port", Takes::Value),
@@ -100,11 +108,16 @@ struct Plan {
     a: Host,
     b: Host,
     witness: Option<(String, u16)>,
+    /// The URL of a witness that isn't `duet witness`.
+    #[serde(default)]
+    witness_store: Option<String>,
     out: PathBuf,
     install_dir: PathBuf,
     data_dir: PathBuf,
     client_tls: bool,
     timing: String,
+    #[serde(default)]
+    virtual_ip: Option<String>,
     in_place: bool,
 }
 
@@ -114,6 +127,9 @@ struct Host {
     client_port: u16,
     peer_port: u16,
     pg_port: u16,
+    /// For the virtual IP.
+    #[serde(default)]
+    interface: Option<String>,
 }
 
 const PLAN: &str = "plan.json";
@@ -152,24 +168,40 @@ impl Plan {
             })
         };
         let (client, peer, pg) = (ports("client-port", 2379)?, ports("peer-port", 2380)?, ports("pg-port", 5433)?);
-        let host = |address, at: usize| Host { address, client_port: client[at], peer_port: peer[at], pg_port: pg[at] };
+        let interfaces = get("virtual-ip-interface");
+        let interface = |at: usize| interfaces.map(|both| both.split(',').nth(at).unwrap_or(both).to_owned());
+        let host = |address, at: usize| Host {
+            address,
+            client_port: client[at],
+            peer_port: peer[at],
+            pg_port: pg[at],
+            interface: interface(at),
+        };
         let cluster = need("cluster")?.to_owned();
         let out = PathBuf::from(need("out")?);
         let timing = get("timing").unwrap_or("fast").to_owned();
         if !["fast", "normal", "wan"].contains(&timing.as_str()) {
             return Err(Failure::usage(format!("--timing {timing}: write fast, normal or wan")));
         }
-        let witness =
-            get("witness").map(|host| Ok::<_, Failure>((host.to_owned(), ports("witness-port", 2378)?[0]))).transpose()?;
+        let (daemon, store) = match get("witness") {
+            Some(store) if store.contains("://") => (None, Some(store.to_owned())),
+            daemon => (daemon, None),
+        };
+        if let Some(store) = &store {
+            WitnessUrl::parse(store).map_err(|problem| Failure::usage(format!("--witness: {problem}")))?;
+        }
+        let witness = daemon.map(|host| Ok::<_, Failure>((host.to_owned(), ports("witness-port", 2378)?[0]))).transpose()?;
         let plan = Self {
             a: host(address("a")?, 0),
             b: host(address("b")?, 1),
             witness,
+            witness_store: store,
             install_dir: PathBuf::from(get("install-dir").unwrap_or("/etc/duet")),
             data_dir: get("data-dir").map_or_else(|| Path::new("/var/lib/duet").join(&cluster), PathBuf::from),
             client_tls: flag("client-tls", true)?,
             in_place: flag("in-place", false)?,
             timing,
+            virtual_ip: get("virtual-ip").map(str::to_owned),
             out,
             cluster,
         };
@@ -183,6 +215,12 @@ impl Plan {
                 "both nodes have the same address and ports: a pair survives a machine only on two machines. To try it on one, give each its own \
                  ports: --client-port 2379,2389 --peer-port 2380,2390 --pg-port 5433,5434",
             ));
+        }
+        if self.virtual_ip.is_some() != self.a.interface.is_some() {
+            return Err(Failure::usage("--virtual-ip and --virtual-ip-interface belong together"));
+        }
+        if let Some(text) = &self.virtual_ip {
+            network_address(text).map_err(|why| Failure::usage(format!("--virtual-ip {why}")))?;
         }
         if self.out.exists() {
             return Err(Failure::usage(format!(
@@ -244,8 +282,9 @@ impl Plan {
         let local = |address: &str| vec![address.to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), "localhost".to_owned()];
         for (letter, host) in [("a", &self.a), ("b", &self.b)] {
             let name = format!("{letter}.{cluster}.duet");
-            let names = [local(&host.address), vec![name.clone()]].concat();
+            let mut names = [local(&host.address), vec![name.clone()]].concat();
             issue(&pair, letter, "pair", name.clone(), names.clone(), Use::Both)?;
+            names.extend(self.floating().map(str::to_owned));
             issue(&clients, letter, "server", name, names, Use::Server)?;
             write(&self.out.join(letter).join("pair-ca.crt"), pair.certificate_pem(), 0o644)?;
             write(&self.out.join(letter).join("client-ca.crt"), clients.certificate_pem(), 0o644)?;
@@ -258,6 +297,11 @@ impl Plan {
         let name = format!("client.{cluster}.duet");
         issue(&clients, "client", "client", name.clone(), vec![name], Use::Client)?;
         write(&self.out.join("client").join("client-ca.crt"), clients.certificate_pem(), 0o644)
+    }
+
+    /// The virtual IP's address.
+    fn floating(&self) -> Option<&str> {
+        self.virtual_ip.as_deref().and_then(|text| text.split('/').next())
     }
 
     /// Where the files of `part` will be when they are used.
@@ -286,6 +330,7 @@ impl Plan {
         if !me.address.starts_with("127.") {
             listen.push(url(scheme, "127.0.0.1", me.client_port));
         }
+        listen.extend(self.floating().map(|address| url(scheme, address, me.client_port)));
         line("listen-client-urls", format!("{listen:?}"));
         line("advertise-client-urls", format!("{:?}", [url(scheme, &me.address, me.client_port)]));
         if self.client_tls {
@@ -298,6 +343,8 @@ impl Plan {
         line("peer-url", toml_text(&url("https", &peer.address, peer.peer_port)));
         if let Some((host, port)) = &self.witness {
             line("witness-url", toml_text(&url("https", host, *port)));
+        } else if let Some(store) = &self.witness_store {
+            line("witness-url", toml_text(store));
         }
         line("pair-cert-file", file("pair.crt"));
         line("pair-key-file", file("pair.key"));
@@ -305,6 +352,10 @@ impl Plan {
         line("pg-listen", toml_text(&host_port(&me.address, me.pg_port)));
         line("peer-pg", toml_text(&host_port(&peer.address, peer.pg_port)));
         line("pair-timing", toml_text(&self.timing));
+        if let (Some(ip), Some(interface)) = (&self.virtual_ip, &me.interface) {
+            line("virtual-ip", toml_text(ip));
+            line("virtual-ip-interface", toml_text(interface));
+        }
         text
     }
 
@@ -346,6 +397,11 @@ impl Plan {
             if let Some((host, _)) = &self.witness {
                 let _ = writeln!(text, "and witness/ to {to} on {host}:\n  duet witness --config-file {to}/witness.toml");
             }
+        }
+        if self.witness_store.is_some() {
+            text.push_str("\nand before that, once, on one of them, with what the store wants to be asked with:\n");
+            let to = self.place("a");
+            let _ = writeln!(text, "  duet witness begin --config-file {}/duet.toml", to.display());
         }
         text
     }

@@ -79,7 +79,7 @@ async fn replica(config: Config, options: PgOptions) -> Result<(), Failure> {
     }
     let log: Arc<dyn Log> = Arc::new(PgLog::new(options).map_err(|error| Failure::serving(error.to_string()))?);
     let client_tls = prepared.config().tls.as_ref().map(tls::client_config).transpose()?;
-    let engine = prepared.engine(Arc::clone(&log), ReadRight::Confirm);
+    let engine = prepared.engine(Arc::clone(&log), ReadRight::Confirm, None);
     let (sender, answering) = watch::channel(Answering::Nobody);
     let following = tokio::spawn(follow(engine.clone(), log, client_tls, sender));
     let outcome = prepared.run(engine, Some(answering), std::future::pending(), &mut signals).await;

@@ -19,21 +19,27 @@ use super::Failure;
 use super::health::ServerHealth;
 use super::peer_port::OnlyCallers;
 use crate::config::{Config, TlsConfig};
+use crate::engine::replication::Leader;
 use crate::engine::{Engine, Options, ReadRight, Role, shown_quota};
 use crate::etcdserver::{self, EtcdServer};
 use crate::mvcc::StoreOptions;
 use crate::net::drain::Drain;
 use crate::net::http::{Health, client_routes, metrics_routes, not_found};
+use crate::net::local::Local;
 use crate::net::proxy::{Answering, ProxyLayer};
 use crate::net::self_signed;
 use crate::net::tls::Tls;
-use crate::net::{Drained, Listeners, ServeOptions, serve};
+use crate::net::{Drained, Listeners, ServeOptions, SocketOptions, serve};
 use crate::storage::{BoxFuture, Log};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::systemd::Systemd;
 use crate::watch::WatchConfig;
 
 /// How long the engine may take to end: it only finishes batches that are under way.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the announcement that clients can come waits for what a follower is told by its leader.
+const IDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// SIGINT, SIGTERM, and SIGHUP (a closed terminal) where that doesn't mean "read the certificates again".
 pub struct StopSignals {
@@ -98,6 +104,7 @@ pub struct Prepared {
     advertised: Vec<String>,
     sockets: Sockets,
     pair: Option<PairSide>,
+    systemd: Systemd,
 }
 
 /// Bound listen URLs by what is served on them.
@@ -123,7 +130,9 @@ impl Prepared {
             files => (files, None),
         };
         let mut tls = given.map(load).transpose()?;
-        let bind = |urls| Listeners::bind(urls, config.socket_reuse_port);
+        let floating = config.pair.as_ref().and_then(|pair| pair.virtual_ip.as_ref()).map(|ip| ip.address);
+        let options = SocketOptions { reuse_port: config.socket_reuse_port, floating };
+        let bind = |urls| Listeners::bind(urls, options);
         let sockets = Sockets {
             client: bind(&config.listen_client)?,
             client_http: bind(&config.listen_client_http)?,
@@ -135,7 +144,7 @@ impl Prepared {
             tls = Some(load(files)?);
         }
         let advertised = if config.advertise_client.is_empty() { sockets.client.urls() } else { config.advertise_client.clone() };
-        Ok(Self { config, metrics, tls, advertised, sockets, pair: None })
+        Ok(Self { config, metrics, tls, advertised, sockets, pair: None, systemd: Systemd::from_environment() })
     }
 
     /// Serves as a node of a pair.
@@ -159,7 +168,9 @@ impl Prepared {
     }
 
     /// The engine over `log`, as the configuration says.
-    pub fn engine(&self, log: Arc<dyn Log>, read_right: ReadRight) -> Engine {
+    ///
+    /// `leader` is the way to another process that is the writer, for one that follows what that publishes.
+    pub fn engine(&self, log: Arc<dyn Log>, read_right: ReadRight, leader: Option<Arc<dyn Leader>>) -> Engine {
         let (config, defaults) = (&self.config, Options::default());
         let quota_bytes = config.limits.quota_backend_bytes.map_or(0, |quota| quota.0);
         self.metrics.server.quota_backend_bytes.set(shown_quota(quota_bytes));
@@ -167,6 +178,7 @@ impl Prepared {
             store: StoreOptions { value_budget: config.value_cache_bytes.as_usize(), ..defaults.store },
             quota_bytes,
             read_right,
+            leader,
             auto_compaction: config.compaction.auto,
             slow_request: config.warning_apply_duration,
             advertise_client_urls: self.advertised.clone(),
@@ -197,6 +209,10 @@ impl Prepared {
     ) -> Result<(), Failure> {
         let stop = CancellationToken::new();
         let sockets = std::mem::take(&mut self.sockets);
+        if self.pair.is_none() {
+            // A node of a pair has two runtimes, and a proof of life of its own.
+            tokio::spawn(self.systemd.clone().keep_alive());
+        }
         let (hold, port, before_stop) = match self.pair.take() {
             Some(PairSide { drain, port, before_stop }) => (Some(drain), Some(port), before_stop),
             None => (None, None, Box::pin(std::future::ready(())) as BoxFuture<'static, ()>),
@@ -204,6 +220,7 @@ impl Prepared {
         let mut served = self.start_serving(sockets, &engine, answering.clone(), hold, port, &stop);
         let outcome = tokio::select! {
             name = signals.next() => {
+                self.systemd.stopping();
                 tracing::info!(signal = name, "stopping");
                 tokio::select! {
                     () = before_stop => {}
@@ -235,7 +252,9 @@ impl Prepared {
         let facade = EtcdServer::new(engine.clone(), self.facade_config(), self.metrics.clone(), stop.clone());
         let mut grpc = facade.router();
         if let Some(answering) = answering.clone() {
-            grpc = grpc.layer(ProxyLayer::new(answering, self.metrics.clone()));
+            let role = engine.role();
+            let local = Local::new(move || *role.borrow() == Role::Following);
+            grpc = grpc.layer(ProxyLayer::new(answering, self.metrics.clone()).with_local(local));
         }
         if let Some(drain) = drain {
             grpc = grpc.layer(drain);
@@ -283,8 +302,11 @@ impl Prepared {
         if matches!(*engine.role().borrow(), Role::Failed(_) | Role::Stopped) {
             return std::future::pending().await;
         }
+        // A follower learns its ids from the leader, if that tells.
+        let _ = timeout(IDS_TIMEOUT, engine.recovered()).await;
         let (cluster_id, member_id) = engine.ids();
         self.metrics.server.set_server_id(member_id);
+        self.systemd.ready().await;
         tracing::info!(
             cluster_id = format!("{cluster_id:x}"),
             member_id = format!("{member_id:x}"),

@@ -3,12 +3,13 @@
 use tokio_util::sync::CancellationToken;
 
 use super::server::StopSignals;
-use super::{Failure, load};
+use super::{Failure, load, witness_begin};
 use crate::config::{Config, PairTlsFiles, TlsConfig};
 use crate::net::tls::Tls;
-use crate::net::{Listeners, ServeOptions, serve};
+use crate::net::{Listeners, ServeOptions, SocketOptions, serve};
 use crate::proto::duetpb::witness_server::WitnessServer;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::systemd::Systemd;
 use crate::witness::service::WitnessService;
 use crate::witness::store::{Store, StoreError};
 
@@ -21,6 +22,9 @@ const BLOCKING_THREADS: usize = 2;
 /// # Errors
 /// Exit codes as `--help` lists them.
 pub fn run(args: &[String]) -> Result<(), Failure> {
+    if let Some(rest) = args.strip_prefix(&["begin".to_owned()]) {
+        return witness_begin::run(rest);
+    }
     let Some(loaded) = load::load(args, USAGE)? else { return Ok(()) };
     let Some(tls) = loaded.config.pair_tls.as_ref().map(PairTlsFiles::config) else {
         return Err(Failure::usage(
@@ -43,7 +47,7 @@ async fn witness(config: Config, tls: TlsConfig) -> Result<(), Failure> {
             "--listen-peer-url is needed: where the pair's nodes reach this witness, such as https://0.0.0.0:2378",
         ));
     };
-    let listeners = Listeners::bind(&[listen], false)?;
+    let listeners = Listeners::bind(&[listen], SocketOptions::default())?;
     let store = Store::open(&config.data_dir).map_err(|error| match error {
         StoreError::Locked(_) => Failure::locked(error.to_string()),
         StoreError::Spoilt { .. } => Failure::unusable(error.to_string()),
@@ -56,8 +60,12 @@ async fn witness(config: Config, tls: TlsConfig) -> Result<(), Failure> {
     let router = tonic::service::Routes::new(service).into_axum_router();
     let serving = tokio::spawn(serve(listeners, router, stop.clone(), options));
     tokio::spawn(tls.keep_fresh(stop.clone()));
+    let systemd = Systemd::from_environment();
+    tokio::spawn(systemd.clone().keep_alive());
+    systemd.ready().await;
     tracing::info!(endpoints = urls, "the witness is ready");
     let signal = signals.next().await;
+    systemd.stopping();
     tracing::info!(signal, "stopping");
     stop.cancel();
     let _ = serving.await;

@@ -15,6 +15,7 @@ mod tls;
 pub mod units;
 pub mod url;
 pub mod validate;
+mod witness_url;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,10 +23,11 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 pub use options::{Kind, OPTIONS};
-pub use pair::{HostPort, PairConfig, PairTlsFiles};
+pub use pair::{HostPort, PairConfig, PairTlsFiles, network_address};
 pub use raw::{Origin, Raw, Sources};
 pub use units::ByteSize;
 pub use url::{ListenAddress, ListenUrl};
+pub use witness_url::{EtcdTls, EtcdUrl, KubernetesUrl, S3Url, WitnessUrl};
 
 use crate::engine::AutoCompaction;
 use crate::telemetry::log::{LogFormat, LogOutput};

@@ -1,12 +1,13 @@
 //! What a node of a pair, and its witness, need to know.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use super::url::{ListenAddress, ListenUrl};
 use super::validate::Checker;
-use super::{Config, TlsConfig};
+use super::{Config, TlsConfig, WitnessUrl};
+use crate::net::virtual_ip::VirtualIp;
 use crate::supervisor::fsm::{NodeId, Timing};
 
 /// A pair's name is part of file names and of names in certificates.
@@ -24,7 +25,7 @@ pub struct PairConfig {
     /// `--peer-url`.
     pub peer: HostPort,
     /// `--witness-url`.
-    pub witness: Option<String>,
+    pub witness: Option<WitnessUrl>,
     /// The pair's certificates.
     pub tls: PairTlsFiles,
     /// `--pg-listen`.
@@ -35,6 +36,10 @@ pub struct PairConfig {
     pub timing: Timing,
     /// `--guardian`.
     pub guardian: bool,
+    /// `--on-role-change`.
+    pub on_role_change: Option<PathBuf>,
+    /// `--virtual-ip` and `--virtual-ip-interface`.
+    pub virtual_ip: Option<VirtualIp>,
 }
 
 /// The files with which nodes and witness know each other.
@@ -118,6 +123,41 @@ fn cluster(text: &str) -> Result<String, String> {
     }
 }
 
+/// Reads `ADDRESS/PREFIX`, the address of one machine.
+///
+/// # Errors
+/// What is wrong and what to write.
+pub fn network_address(text: &str) -> Result<(IpAddr, u8), String> {
+    let read = || {
+        let (address, prefix_len) = text.split_once('/')?;
+        let (address, prefix_len) = (address.parse::<IpAddr>().ok()?, prefix_len.parse::<u8>().ok()?);
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let one = !address.is_unspecified() && !address.is_multicast() && !address.is_loopback();
+        (one && (1..=bits).contains(&prefix_len)).then_some((address, prefix_len))
+    };
+    read().ok_or_else(|| format!("\"{text}\" is no ADDRESS/PREFIX; write for example 10.0.0.10/24"))
+}
+
+fn virtual_ip(c: &mut Checker, listen: &[ListenUrl]) -> Option<VirtualIp> {
+    let (address, prefix_len) =
+        c.parsed("virtual-ip", None, |text| if text.is_empty() { Ok(None) } else { network_address(text).map(Some) })?;
+    let Some(interface) = c.nonempty("virtual-ip-interface").map(str::to_owned) else {
+        c.wrong("virtual-ip-interface", "is needed for --virtual-ip", "write the interface of that network, for example eth0");
+        return None;
+    };
+    let reaches = |url: &ListenUrl| match url.address {
+        ListenAddress::Tcp(socket) => {
+            socket.ip() == address || (socket.ip().is_unspecified() && socket.is_ipv4() == address.is_ipv4())
+        }
+        ListenAddress::Unix(_) => false,
+    };
+    if !listen.iter().any(reaches) {
+        let fix = format!("add a URL with {address} to --listen-client-urls; it can be listened on while the other node has it");
+        c.wrong("virtual-ip", "is an address that nothing listens on for clients", &fix);
+    }
+    Some(VirtualIp { address, prefix_len, interface })
+}
+
 pub(super) fn validate(c: &mut Checker, config: &mut Config) {
     config.listen_peer = c.nonempty("listen-peer-url").map(str::to_owned).and_then(|_| {
         c.parsed("listen-peer-url", None, |text| {
@@ -156,10 +196,8 @@ pub(super) fn validate(c: &mut Checker, config: &mut Config) {
     if !missing.is_empty() {
         return;
     }
-    let witness = c.nonempty("witness-url").map(str::to_owned);
-    if witness.is_some() {
-        c.parsed("witness-url", fallback(), url_host);
-    }
+    let witness =
+        c.nonempty("witness-url").is_some().then(|| c.parsed("witness-url", None, |text| WitnessUrl::parse(text).map(Some)));
     let timing = match c.one_of("pair-timing").as_str() {
         "normal" => Timing::NORMAL,
         "wan" => Timing::WAN,
@@ -174,7 +212,7 @@ pub(super) fn validate(c: &mut Checker, config: &mut Config) {
         node: if c.one_of("node") == "b" { NodeId::B } else { NodeId::A },
         listen_peer,
         peer: c.parsed("peer-url", fallback(), url_host),
-        witness,
+        witness: witness.flatten(),
         tls: config.pair_tls.clone().expect("none of the three is missing"),
         pg_listen: c.parsed("pg-listen", any, |text| {
             let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
@@ -183,6 +221,8 @@ pub(super) fn validate(c: &mut Checker, config: &mut Config) {
         pg_peer: c.parsed("peer-pg", fallback(), HostPort::parse),
         timing,
         guardian: c.bool("guardian"),
+        on_role_change: c.path("on-role-change"),
+        virtual_ip: virtual_ip(c, &config.listen_client),
     };
     if listen_peer.port() == 0 {
         c.wrong("listen-peer-url", "needs a port that the peer knows", "write for example https://10.0.0.1:2380");
@@ -217,9 +257,33 @@ mod tests {
     #[test]
     fn a_whole_configuration_is_a_pair_s_and_none_is_nobody_s() {
         let pair = with(GOOD).unwrap().pair.unwrap();
-        assert_eq!((pair.node, pair.witness.as_deref(), pair.timing), (NodeId::B, None, Timing::FAST));
+        assert_eq!((pair.node, pair.witness, pair.timing), (NodeId::B, None, Timing::FAST));
         assert_eq!((pair.peer.to_string(), pair.pg_peer.to_string()), ("node-a:2380".to_owned(), "[fd00::1]:5433".to_owned()));
         assert!(with([]).unwrap().pair.is_none());
+    }
+
+    #[test]
+    fn a_virtual_ip_needs_an_interface_and_somebody_who_listens_on_it() {
+        let errors = |more: &[(&'static str, &'static str)]| with(GOOD.into_iter().chain(more.iter().copied()));
+        let (ip, on, everywhere) =
+            (("virtual-ip", "10.0.0.10/24"), ("virtual-ip-interface", "eth0"), ("listen-client-urls", "http://0.0.0.0:2379"));
+        let given = errors(&[ip, on, everywhere]).unwrap().pair.unwrap().virtual_ip.unwrap();
+        assert_eq!((given.to_string().as_str(), given.interface.as_str()), ("10.0.0.10/24", "eth0"));
+        let own = ("listen-client-urls", "http://127.0.0.1:2379,http://10.0.0.10:2379");
+        assert!(errors(&[ip, on, own]).is_ok());
+        assert!(errors(&[("virtual-ip", "fd00::a/64"), on, ("listen-client-urls", "http://[::]:2379")]).is_ok());
+        assert!(errors(&[]).unwrap().pair.unwrap().virtual_ip.is_none());
+        for (wrong, named) in [
+            ([ip, everywhere, everywhere], "--virtual-ip-interface"),
+            ([ip, on, ("listen-client-urls", "http://127.0.0.1:2379")], "--virtual-ip"),
+            ([("virtual-ip", "10.0.0.10"), on, everywhere], "--virtual-ip"),
+            ([("virtual-ip", "10.0.0.10/33"), on, everywhere], "--virtual-ip"),
+            ([("virtual-ip", "224.0.0.1/24"), on, everywhere], "--virtual-ip"),
+            ([("virtual-ip", "fd00::a/64"), on, everywhere], "--virtual-ip"),
+        ] {
+            let errors = errors(&wrong).unwrap_err();
+            assert!(errors.iter().any(|error| error.starts_with(named)), "{wrong:?}: {errors:?}");
+        }
     }
 
     #[test]

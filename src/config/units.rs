@@ -43,6 +43,17 @@ impl ByteSize {
         bytes.map(ByteSize).ok_or_else(|| format!("\"{text}\" is not a size; write bytes or a unit, such as 2147483648 or 2GiB"))
     }
 
+    /// For people: in the largest unit that fits, with one digit behind the point.
+    #[must_use]
+    pub fn rounded(self) -> String {
+        match UNITS[..4].iter().rev().find(|(_, factor)| self.0 >= *factor) {
+            Some((unit, factor)) => {
+                format!("{:.1} {}iB", self.0 as f64 / *factor as f64, unit[..1].to_ascii_uppercase())
+            }
+            None => format!("{} B", self.0),
+        }
+    }
+
     /// The number of bytes, where an API wants a `usize`.
     #[must_use]
     pub fn as_usize(self) -> usize {
@@ -143,6 +154,12 @@ mod tests {
             let duration = Duration::from_millis(ms);
             assert_eq!(parse_duration(&format_duration(duration)).unwrap(), duration);
         }
+    }
+
+    #[test]
+    fn sizes_are_rounded_for_people() {
+        let shown = [0, 1023, 1024, 1536 << 20, 3 << 40].map(|bytes| ByteSize(bytes).rounded());
+        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 GiB", "3.0 TiB"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Role, Shared};
 use crate::mvcc::ReadView;
 use crate::storage::LogError;
-use crate::types::Rev;
+use crate::types::{Rev, Revision};
 
 use std::sync::atomic::Ordering;
 
@@ -26,10 +26,28 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.stop.cancelled() => return,
             () = shared.compaction.notified() => {}
         }
+        delete_left_over(&shared).await;
         let target = shared.store.read().compacted();
         if target > *shared.swept.borrow() || *shared.swept.borrow() < 0 {
             sweep(&shared).await;
         }
+    }
+}
+
+/// Deletes what this process left to another writer, which may not have got to it.
+async fn delete_left_over(shared: &Shared) {
+    while *shared.role.borrow() == Role::Active
+        && let history = shared.unswept.history()
+        && let Some((target, rows)) = shared.unswept.take()
+    {
+        for rows in rows.chunks(ROWS_PER_DELETE) {
+            if !delete(shared, history, target, rows).await {
+                return;
+            }
+        }
+        shared.unswept.put_down();
+        // Followers are told of no sweep before.
+        shared.swept.send_modify(|_| {});
     }
 }
 
@@ -41,11 +59,14 @@ async fn sweep(shared: &Shared) {
     let mut removed = 0;
     loop {
         let held = Instant::now();
-        let step = shared.store.write().sweep(next.as_ref(), shared.options.compaction_batch_keys);
+        let (step, history) = {
+            let mut store = shared.store.write();
+            (store.sweep(next.as_ref(), shared.options.compaction_batch_keys), shared.unswept.history())
+        };
         shared.metrics.compaction.index_pause_milliseconds.observe(held.elapsed().as_secs_f64() * 1000.0);
         removed += step.removed.len();
         for rows in step.removed.chunks(ROWS_PER_DELETE) {
-            if !delete(shared, rows).await {
+            if !delete(shared, history, target, rows).await {
                 return;
             }
         }
@@ -73,11 +94,21 @@ async fn sweep(shared: &Shared) {
     }
 }
 
-/// Deletes rows, again and again until it succeeds: the index no longer knows them. `false` when the engine stopped meanwhile.
-async fn delete(shared: &Shared, rows: &[Rev]) -> bool {
+/// Deletes rows, again and again until it succeeds: the index no longer knows them. A follower leaves them to its leader, whose deletions
+/// reach its own storage, and remembers them in case that it becomes the writer before. `false` when the engine stopped meanwhile.
+async fn delete(shared: &Shared, history: u64, target: Revision, rows: &[Rev]) -> bool {
     let reader = shared.log.reader();
     loop {
-        if *shared.role.borrow() == Role::Active {
+        let role = shared.role.borrow().clone();
+        if shared.options.leader.is_some() && matches!(role, Role::Standby | Role::Following) {
+            shared.unswept.add(history, target, rows);
+            return true;
+        }
+        if shared.unswept.history() != history {
+            // The same places in history are others' now.
+            return true;
+        }
+        if role == Role::Active {
             let epoch = shared.epoch.load(Ordering::Relaxed);
             let began = Instant::now();
             let deleted = reader.delete(epoch, rows.to_vec()).await;

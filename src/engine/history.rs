@@ -74,6 +74,10 @@ impl StoreHistory {
         let from = plan.from();
         let page = self.log.reader().rows(from, current, max_bytes).await.map_err(unavailable)?;
         self.check_compaction(from)?;
+        if page.compacted > from {
+            // A follower's storage may hear of a compaction, and of what it deletes, before memory does.
+            return Err(HistoryError::Unavailable(format!("revision {from} is being compacted")));
+        }
         let last = page.rows.last().map_or(from - 1, |row| row.rev.main);
         let mut next = if page.more { last + 1 } else { current + 1 };
         check_gapless(&page.rows, from, next)?;

@@ -15,7 +15,7 @@ impl Engine {
         let role = shared.role.borrow().clone();
         let metrics = &shared.metrics;
         let serving = matches!(role, Role::Active);
-        metrics.server.has_leader.set(i64::from(serving));
+        metrics.server.has_leader.set(i64::from(matches!(role, Role::Active | Role::Following)));
         metrics.server.is_leader.set(i64::from(serving));
         metrics.server.quota_backend_bytes.set(super::shown_quota(shared.options.quota_bytes));
         metrics.server.proposals_pending.set(count(status.queued));

@@ -20,12 +20,14 @@ mod leases;
 mod metrics;
 mod options;
 mod overtaken;
+mod publish;
 mod reads;
 mod recovery;
+pub mod replication;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -44,6 +46,7 @@ use crate::types::{Epoch, Revision};
 use crate::watch::WatchHub;
 
 use history::StoreHistory;
+use replication::{Followers, Unswept};
 
 pub use auto_compaction::AutoCompaction;
 pub use clock::LessorClock;
@@ -60,6 +63,8 @@ const DISK_USAGE_INTERVAL: Duration = Duration::from_secs(10);
 pub enum Role {
     /// Not the writer yet, or not any more; another process may be.
     Standby,
+    /// Not the writer, but has in memory what the writer has published: answers watches and serializable reads.
+    Following,
     /// Has the writer's session and reads what storage holds.
     Recovering,
     /// The writer.
@@ -191,6 +196,12 @@ struct Shared {
     compaction_hashes: Mutex<hash::CompactionHashes>,
     /// The compact revision up to which storage has been swept.
     swept: watch::Sender<Revision>,
+    /// Who gets what is published.
+    followers: Followers,
+    /// What this process left in storage while it followed another.
+    unswept: Unswept,
+    /// The lessor doesn't know what the writer that was followed did with leases.
+    leases_stale: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -229,6 +240,9 @@ impl Engine {
             compaction: Notify::new(),
             compaction_hashes: Mutex::default(),
             swept: watch::Sender::new(-1),
+            followers: Followers::default(),
+            unswept: Unswept::default(),
+            leases_stale: AtomicBool::new(false),
             stop: CancellationToken::new(),
             options,
             log,
@@ -424,7 +438,7 @@ impl Shared {
     fn refuse_unless_serving(&self) -> Result<(), Error> {
         match &*self.role.borrow() {
             Role::Active | Role::Recovering => Ok(()),
-            Role::Standby | Role::Failed(_) => Err(Error::NoLeader),
+            Role::Standby | Role::Following | Role::Failed(_) => Err(Error::NoLeader),
             Role::Stopped => Err(Error::Stopped),
         }
     }

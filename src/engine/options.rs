@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::AutoCompaction;
+use super::replication::Leader;
 use crate::mvcc::StoreOptions;
 use crate::sequencer::BatchCaps;
 use crate::watch::WatchConfig;
@@ -15,6 +16,11 @@ pub trait ReadLease: Send + Sync {
 
     /// Whether what storage has committed may be acknowledged now.
     fn may_acknowledge(&self) -> bool;
+
+    /// Whether somebody who may has accepted that revisions which clients have seen are gone.
+    fn may_lose_published(&self) -> bool {
+        false
+    }
 }
 
 /// What gives this process the right to answer a linearizable read from memory.
@@ -37,6 +43,15 @@ impl ReadRight {
         match self {
             Self::Exclusive | Self::Confirm => true,
             Self::Lease(lease) => lease.may_acknowledge(),
+        }
+    }
+
+    /// See [`ReadLease::may_lose_published`].
+    #[must_use]
+    pub fn may_lose_published(&self) -> bool {
+        match self {
+            Self::Exclusive | Self::Confirm => false,
+            Self::Lease(lease) => lease.may_lose_published(),
         }
     }
 }
@@ -72,6 +87,8 @@ pub struct Options {
     pub quota_bytes: u64,
     /// How reads are confirmed.
     pub read_right: ReadRight,
+    /// The way to the writer while another process is it, to follow what it publishes.
+    pub leader: Option<Arc<dyn Leader>>,
     /// The client URLs stored for replicas that proxy to this process.
     pub advertise_client_urls: Vec<String>,
     /// Seconds granted at least to every lease (etcd: one and a half election timeouts, rounded up).
@@ -98,6 +115,7 @@ impl Default for Options {
             slow_request: Duration::from_millis(100),
             quota_bytes: 2 << 30,
             read_right: ReadRight::Confirm,
+            leader: None,
             advertise_client_urls: Vec::new(),
             lease_ttl_min: 2,
             auto_compaction: AutoCompaction::Off,

@@ -47,6 +47,26 @@ impl Engine {
         self.shared.read_barrier().await
     }
 
+    /// Waits until there is a history to show, which a new process has to read first. A watch that began before would take all of it for
+    /// news.
+    ///
+    /// # Errors
+    /// `Timeout`, `NoLeader`, `Stopped`.
+    pub async fn recovered(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        if shared.refuse_unrecovered().is_ok() {
+            return Ok(());
+        }
+        let mut role = shared.role.subscribe();
+        let decided =
+            role.wait_for(|role| shared.refuse_unrecovered().is_ok() || matches!(role, Role::Failed(_) | Role::Stopped));
+        match tokio::time::timeout(shared.options.request_timeout, decided).await {
+            Ok(Ok(_)) => shared.refuse_unrecovered(),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
     /// Whether what was collected after [`Engine::read_barrier`] may be shown: a process that was stopped in between may have been
     /// replaced meanwhile. Otherwise the barrier is asked again, which has a deadline.
     pub fn is_still_confirmed(&self) -> bool {

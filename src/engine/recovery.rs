@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Shared, writer};
-use crate::mvcc::{ReadView, Store};
+use super::publish::publish;
+use super::{Shared, replication};
+use crate::mvcc::{ReadView, Store, digest};
 use crate::storage::{AlarmRow, Batch, LogError, LogRow, Meta, Writer};
 use crate::types::Revision;
 
@@ -21,15 +22,29 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
         let store = shared.store.read();
         (store.current(), store.compacted())
     };
-    check_nothing_lost(&meta, published)?;
+    let lost = last_revision(&meta) < published;
     // Leases are counted on from the later of two clocks, the stored one and this process's own, and not while this takes its time.
     shared.clock.set(meta.lessor_clock);
     let first = shared.cluster_id.load(Ordering::Relaxed) == 0;
-    let rows = if first || meta.compacted > published {
-        recover_all(shared, writer, &meta).await?
+    let tail = if first || lost || meta.compacted > published {
+        None
     } else {
         recover_tail(shared, writer, &meta, published, compacted).await?
     };
+    let rows = match tail {
+        Some(rows) => rows,
+        None => {
+            // Others may have the numbers of the revisions that were lost.
+            let lost = lost || !first && meta.compacted <= published;
+            if lost && !shared.options.read_right.may_lose_published() {
+                return Err(nothing_may_be_lost(&meta, published));
+            }
+            recover_all(shared, writer, &meta, lost).await?
+        }
+    };
+    if shared.leases_stale.swap(false, Ordering::Relaxed) {
+        restore_leases(shared, &meta);
+    }
     shared.clock.start();
     *shared.alarms.lock() = meta.alarms.iter().copied().collect::<std::collections::BTreeSet<AlarmRow>>();
     shared.cluster_id.store(meta.cluster_id, Ordering::Relaxed);
@@ -53,21 +68,22 @@ fn check_identity(shared: &Shared, meta: &Meta) -> Result<(), LogError> {
     )))
 }
 
-fn check_nothing_lost(meta: &Meta, published: Revision) -> Result<(), LogError> {
-    let last = meta.last_revision.unwrap_or(1).max(meta.compacted).max(1);
-    if last >= published {
-        return Ok(());
-    }
-    Err(LogError::Unusable(format!(
+fn last_revision(meta: &Meta) -> Revision {
+    meta.last_revision.unwrap_or(1).max(meta.compacted).max(1)
+}
+
+fn nothing_may_be_lost(meta: &Meta, published: Revision) -> LogError {
+    let last = last_revision(meta);
+    LogError::Unusable(format!(
         "the database has lost committed revisions: it ends at revision {last}, but revision {published} had been committed and \
          shown to clients. It was probably failed over to a replica without synchronous replication, or restored from a backup. \
          Serving it would make clients' caches disagree with the store, so it is refused. Bring the newer database back, or, to \
          accept the loss, restart this process and every client of it (API servers relist)."
-    )))
+    ))
 }
 
-/// Builds the store anew from every row.
-async fn recover_all(shared: &Shared, writer: &mut dyn Writer, meta: &Meta) -> Result<usize, LogError> {
+/// Builds the store anew from every row; if something was `lost`, in the place of what clients have seen.
+async fn recover_all(shared: &Shared, writer: &mut dyn Writer, meta: &Meta, lost: bool) -> Result<usize, LogError> {
     let mut store = Store::new(shared.options.store);
     let mut hole = None;
     let mut count = 0;
@@ -85,49 +101,94 @@ async fn recover_all(shared: &Shared, writer: &mut dyn Writer, meta: &Meta) -> R
              table duet.log from a backup."
         )));
     }
-    store.finish_restore(meta.compacted);
+    store.finish_restore(meta.compacted, 1);
+    if lost {
+        tracing::error!(
+            had = shared.store.read().current(),
+            last = store.current(),
+            "revisions that clients have seen are gone, as an operator has accepted; restart the clients of this pair (API servers relist)"
+        );
+        replication::replace(shared, store);
+    } else {
+        shared.hub.jump(|| {
+            let revision = store.current();
+            *shared.store.write() = store;
+            revision
+        });
+        shared.hub.compact(meta.compacted);
+    }
+    shared.swept.send_replace(-1);
+    shared.leases_stale.store(true, Ordering::Relaxed);
+    Ok(count)
+}
+
+/// Begins with the leases that are stored, and the keys that hang on them.
+fn restore_leases(shared: &Shared, meta: &Meta) {
+    let store = shared.store.read();
     let mut lessor = shared.lessor.lock();
     lessor.restore(&meta.leases, shared.clock.now());
     for (key, version) in store.live_keys().filter(|(_, version)| version.lease != 0) {
         lessor.attach(version.lease, key.clone());
     }
-    drop(lessor);
-    shared.hub.jump(|| {
-        let revision = store.current();
-        *shared.store.write() = store;
-        revision
-    });
-    shared.hub.compact(meta.compacted);
-    shared.swept.send_replace(-1);
-    Ok(count)
 }
 
-/// Publishes what storage has beyond the published revision, as if it had just been committed.
+/// Publishes what storage has beyond the published revision, as if it had just been committed; how many rows. `None`, with nothing
+/// published, when storage has other rows under that revision.
 async fn recover_tail(
     shared: &Shared,
     writer: &mut dyn Writer,
     meta: &Meta,
     published: Revision,
     compacted: Revision,
-) -> Result<usize, LogError> {
+) -> Result<Option<usize>, LogError> {
+    let known = shared.store.read().digest().filter(|_| published > meta.compacted);
+    let after = if known.is_some() { published - 1 } else { published };
+    let mut tail = Tail { shared, known: known.map(|digest| (published, digest)), differs: false, rows: 0 };
     // First the leases: the rows may attach keys to new ones.
     shared.lessor.lock().reconcile(&meta.leases, shared.clock.now());
     let mut carried: Vec<LogRow> = Vec::new();
-    let mut count = 0;
     writer
-        .recover(published, &mut |rows: Vec<LogRow>| {
-            count += rows.len();
+        .recover(after, &mut |rows: Vec<LogRow>| {
             carried.extend(rows);
             // The last revision of a chunk may go on in the next one.
             let last = carried.last().map_or(0, |row| row.rev.main);
             let whole = carried.partition_point(|row| row.rev.main < last);
-            let rows: Vec<LogRow> = carried.drain(..whole).collect();
-            writer::publish(shared, &Batch { rows, ..Batch::default() });
+            tail.take(carried.drain(..whole).collect());
         })
         .await?;
-    writer::publish(shared, &Batch { rows: carried, ..Batch::default() });
-    if meta.compacted > compacted {
-        writer::publish(shared, &Batch { compacted: Some(meta.compacted), ..Batch::default() });
+    tail.take(carried);
+    if tail.differs || tail.known.is_some() {
+        return Ok(None);
     }
-    Ok(count)
+    if meta.compacted > compacted {
+        publish(shared, &Batch { compacted: Some(meta.compacted), ..Batch::default() });
+    }
+    Ok(Some(tail.rows))
+}
+
+/// Publishes what is read back after a revision, once it is known to be that revision's continuation.
+struct Tail<'a> {
+    shared: &'a Shared,
+    /// The published revision and its digest, which the first rows must have.
+    known: Option<(Revision, u32)>,
+    differs: bool,
+    /// How many were published.
+    rows: usize,
+}
+
+impl Tail<'_> {
+    /// Takes in whole revisions.
+    fn take(&mut self, mut rows: Vec<LogRow>) {
+        if self.differs || rows.is_empty() {
+            return;
+        }
+        if let Some((revision, known)) = self.known.take() {
+            let stored: Vec<LogRow> = rows.drain(..rows.partition_point(|row| row.rev.main <= revision)).collect();
+            self.differs = digest(&stored) != Some(known);
+        }
+        if !self.differs {
+            self.rows += rows.len();
+            publish(self.shared, &Batch { rows, ..Batch::default() });
+        }
+    }
 }

@@ -11,8 +11,9 @@ use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
 use super::answer::{Answer, refuse};
-use super::{Error, ReadRight, Request, Role, Shared, overtaken, recovery};
-use crate::mvcc::{Loaded, ReadView};
+use super::publish::publish;
+use super::{Error, ReadRight, Request, Role, Shared, overtaken, recovery, replication};
+use crate::mvcc::Loaded;
 use crate::sequencer::{Command, Failure, Sequencer};
 use crate::storage::{Batch, BoxFuture, LogError, Writer};
 use crate::types::{LeaseId, Rev};
@@ -56,7 +57,10 @@ pub(super) async fn drive(shared: Arc<Shared>, mut requests: mpsc::Receiver<Requ
                 tracing::warn!(%error, "the writer's session ended; a new one will be opened");
                 if lost_leadership || !shared.log.may_write() {
                     shared.set_role(Role::Standby);
-                    shared.hub.end_streams(NO_LEADER);
+                    // A follower's watches go on with what the next leader publishes.
+                    if shared.options.leader.is_none() {
+                        shared.hub.end_streams(NO_LEADER);
+                    }
                     backoff = BACKOFF_MIN;
                     // They were never sent: their clients try again, elsewhere.
                     while let Ok(request) = requests.try_recv() {
@@ -86,6 +90,7 @@ async fn session(
     let advertise = shared.options.advertise_client_urls.clone();
     let mut writer = tokio::select! {
         writer = shared.log.acquire(true, advertise) => writer?,
+        error = replication::follow(shared) => return Err(error),
         () = overtaken::overtaken(shared) => return Err(LogError::Deposed("another replica has become the writer".to_owned())),
         () = shared.stop.cancelled() => return Ok(()),
     };
@@ -101,11 +106,13 @@ async fn session(
     let ended = serving.run(requests, confirms).await;
     drop(serving);
     shared.clock.pause();
-    if ended.is_ok() {
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, writer.close()).await;
-    } else {
+    if ended.is_err() {
         // Requests go on being queued meanwhile; they are answered by the next session or time out.
         shared.set_role(Role::Recovering);
+    }
+    shared.followers.clear();
+    if ended.is_ok() {
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, writer.close()).await;
     }
     ended
 }
@@ -323,6 +330,7 @@ impl<'a> Serving<'a> {
     fn publish(&mut self) {
         let done = self.in_flight.pop_front().expect("a result belongs to a batch");
         let revision = publish(self.shared, &done.batch);
+        self.shared.followers.publish(&done.batch);
         self.sequencer.published(revision);
         self.shared.count_published(&done.batch, done.answers.len(), done.sent.elapsed());
         self.shared.metrics.engine.batches_in_flight.dec();
@@ -451,29 +459,6 @@ impl<'a> Serving<'a> {
             self.sequencer.open().set_lessor_clock(now);
         }
     }
-}
-
-/// Makes a durable batch visible: to readers, to the lessor, to watchers, as one step. Answers the published revision.
-pub(super) fn publish(shared: &Shared, batch: &Batch) -> crate::types::Revision {
-    let mut revision = 0;
-    shared.hub.publish(|| {
-        let mut store = shared.store.write();
-        let events = store.apply(batch);
-        revision = store.current();
-        drop(store);
-        shared.lessor.lock().apply(batch, shared.clock.now());
-        events
-    });
-    if let Some(compacted) = batch.compacted {
-        shared.hub.compact(compacted);
-    }
-    if !(batch.alarms_put.is_empty() && batch.alarms_deleted.is_empty()) {
-        let mut alarms = shared.alarms.lock();
-        alarms.extend(&batch.alarms_put);
-        alarms.retain(|alarm| !batch.alarms_deleted.contains(alarm));
-    }
-    shared.batches.fetch_add(1, Ordering::Relaxed);
-    revision
 }
 
 /// Storage has it, and somebody else may lead by now: the next session, or the next leader, reads back what holds.

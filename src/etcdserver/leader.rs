@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::Role;
 
-/// Whether requests can be expected to be served: there is a writer, or one is about to be.
+/// Whether requests can be expected to be served: there is a writer, here or elsewhere, or one is about to be.
 pub(super) fn is_known(role: &Role) -> bool {
     match role {
-        Role::Active | Role::Recovering => true,
+        Role::Active | Role::Recovering | Role::Following => true,
         Role::Standby | Role::Failed(_) | Role::Stopped => false,
     }
 }

@@ -7,7 +7,7 @@ use futures_util::stream::{self, Stream};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{EtcdServer, requires_leader};
+use super::{EtcdServer, error, requires_leader};
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
 use crate::proto::etcdserverpb::watch_server::Watch;
 use crate::proto::etcdserverpb::{WatchRequest, WatchResponse};
@@ -19,6 +19,7 @@ impl Watch for EtcdServer {
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let requires_leader = requires_leader(request.metadata());
+        self.inner.engine.recovered().await.map_err(error::of_read)?;
         let (requests, responses) = self.inner.engine.watch().open(self.header(0));
         // A task of its own, so that a client that doesn't read is still heard, as long as the answers to its requests find room.
         let receiving = Some(AbortOnDropHandle::new(tokio::spawn(receive(request.into_inner(), requests))));

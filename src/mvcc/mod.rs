@@ -6,6 +6,7 @@
 //!
 //! Nothing here waits, logs or knows about clients.
 
+mod digest;
 mod event;
 mod hash;
 mod overlay;
@@ -14,6 +15,7 @@ mod store;
 mod txn;
 mod view;
 
+pub use digest::digest;
 pub use event::{Event, RevisionEvents};
 pub use hash::{HashScope, HashStep};
 pub use overlay::Overlay;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
+use super::digest::Digest;
 use super::event::{Event, RevisionEvents};
 use super::hash::{HashScope, HashStep};
 use super::overlay::{newest, version_of};
@@ -54,6 +55,8 @@ pub struct Store {
     compacted: Revision,
     /// The compact revision before the last compaction that was applied; `compacted` itself after a restore.
     compacted_before: Revision,
+    /// Of the newest revision's rows.
+    digest: Digest,
     ring: VecDeque<Arc<RevisionEvents>>,
     ring_bytes: usize,
     resident: usize,
@@ -82,6 +85,7 @@ impl Store {
             current: 1,
             compacted: -1,
             compacted_before: -1,
+            digest: Digest::default(),
             ring: VecDeque::new(),
             ring_bytes: 0,
             resident: 0,
@@ -139,15 +143,16 @@ impl Store {
     }
 
     /// Ends a restore: sets the compact revision. The log's newest rows may all have been compacted away, so history may have gone
-    /// on to the compact revision without leaving rows.
-    pub fn finish_restore(&mut self, compacted: Revision) {
+    /// on to the compact revision, or to a newer one that is known to have been `reached`, without leaving rows.
+    pub fn finish_restore(&mut self, compacted: Revision, reached: Revision) {
         self.compacted = self.compacted.max(compacted);
         self.compacted_before = self.compacted;
-        self.current = self.current.max(self.compacted);
+        self.current = self.current.max(self.compacted).max(reached);
     }
 
     fn apply_row(&mut self, row: &LogRow, before: Revision) -> Event {
         let version = version_of(row);
+        self.digest.add(row);
         let value_len = version.value.len();
         self.resident += value_len;
         self.in_use += row.key.len() + value_len + ROW_OVERHEAD;
@@ -269,6 +274,11 @@ impl Store {
             scope.select(key, versions, &mut step);
         }
         step
+    }
+
+    /// The digest of the newest revision's rows; `None` when compaction has taken them before they were read.
+    pub fn digest(&self) -> Option<u32> {
+        self.digest.of(self.current)
     }
 
     /// The compact revision before the last compaction; the present one if that isn't known.

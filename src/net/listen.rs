@@ -6,10 +6,11 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use crate::config::{ListenAddress, ListenUrl};
@@ -52,6 +53,15 @@ pub(super) enum Accepted {
     Unix(UnixStream),
 }
 
+/// How TCP sockets are bound.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SocketOptions {
+    /// SO_REUSEPORT.
+    pub reuse_port: bool,
+    /// An address that isn't always this machine's: it can be bound all the same.
+    pub floating: Option<IpAddr>,
+}
+
 /// Bound sockets, not served yet.
 #[derive(Default)]
 pub struct Listeners(pub(super) Vec<(Socket, bool)>);
@@ -63,13 +73,13 @@ impl fmt::Debug for Listeners {
 }
 
 impl Listeners {
-    /// Binds all of `urls`; `reuse_port` sets SO_REUSEPORT.
+    /// Binds all of `urls`.
     ///
     /// # Errors
     /// The first URL that can't be bound; those before it are closed again.
-    pub fn bind(urls: &[ListenUrl], reuse_port: bool) -> Result<Self, BindError> {
+    pub fn bind(urls: &[ListenUrl], options: SocketOptions) -> Result<Self, BindError> {
         let bind = |url: &ListenUrl| match &url.address {
-            ListenAddress::Tcp(address) => bind_tcp(*address, reuse_port).map(Socket::Tcp),
+            ListenAddress::Tcp(address) => bind_tcp(*address, options).map(Socket::Tcp),
             ListenAddress::Unix(path) => bind_unix(path),
         };
         let bound = urls.iter().map(|url| match bind(url) {
@@ -106,12 +116,16 @@ impl Socket {
     }
 }
 
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr, options: SocketOptions) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A restart must not wait for the connections of the process before it to leave TIME_WAIT (Go does this too).
     socket.set_reuseaddr(true)?;
-    if reuse_port {
+    if options.reuse_port {
         socket.set_reuseport(true)?;
+    }
+    if options.floating == Some(address.ip()) {
+        let socket = SockRef::from(&socket);
+        if address.is_ipv4() { socket.set_freebind_v4(true)? } else { socket.set_freebind_v6(true)? }
     }
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -160,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn port_zero_becomes_the_port_that_was_given() {
-        let listeners = Listeners::bind(&urls("http://127.0.0.1:0,https://127.0.0.1:0"), false).unwrap();
+        let listeners = Listeners::bind(&urls("http://127.0.0.1:0,https://127.0.0.1:0"), SocketOptions::default()).unwrap();
         let bound = listeners.urls();
         assert!(bound[0].starts_with("http://127.0.0.1:") && !bound[0].ends_with(":0"), "{bound:?}");
         assert!(bound[1].starts_with("https://127.0.0.1:"), "{bound:?}");
@@ -168,10 +182,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_used_port_is_told_with_a_way_out() {
-        let first = Listeners::bind(&urls("http://127.0.0.1:0"), false).unwrap();
-        let error = Listeners::bind(&urls(&first.urls()[0]), false).unwrap_err();
+        let first = Listeners::bind(&urls("http://127.0.0.1:0"), SocketOptions::default()).unwrap();
+        let error = Listeners::bind(&urls(&first.urls()[0]), SocketOptions::default()).unwrap_err();
         assert_eq!(error.cause.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains(&first.urls()[0]) && error.to_string().contains("stop the other process"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_comes_and_goes_is_listened_on_and_another_one_is_not() {
+        // Reserved for documentation (RFC 5737): no machine has it.
+        let (elsewhere, floating) = (urls("http://192.0.2.1:0"), Some("192.0.2.1".parse().unwrap()));
+        let error = Listeners::bind(&elsewhere, SocketOptions::default()).unwrap_err();
+        assert_eq!(error.cause.kind(), io::ErrorKind::AddrNotAvailable);
+        let bound = Listeners::bind(&elsewhere, SocketOptions { floating, ..SocketOptions::default() }).unwrap();
+        assert!(bound.urls()[0].starts_with("http://192.0.2.1:"));
     }
 
     #[tokio::test]
@@ -180,8 +204,8 @@ mod tests {
         let path = dir.path().join("s");
         let url = urls(&format!("unix://{}", path.display()));
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap()); // leaves its file, as a killed process does
-        let live = Listeners::bind(&url, false).unwrap();
-        assert_eq!(Listeners::bind(&url, false).unwrap_err().cause.kind(), io::ErrorKind::AddrInUse);
+        let live = Listeners::bind(&url, SocketOptions::default()).unwrap();
+        assert_eq!(Listeners::bind(&url, SocketOptions::default()).unwrap_err().cause.kind(), io::ErrorKind::AddrInUse);
         drop(live);
         assert!(!path.exists(), "the file goes with its listener");
     }

@@ -9,14 +9,17 @@
 //! | [`drain`] | requests held while a switchover goes on |
 //! | [`http`] | `/health`, `/livez`, `/readyz`, `/version`, `/metrics` with etcd's bodies |
 //! | [`proxy`] | requests forwarded to the active writer |
+//! | [`virtual_ip`] | an address that moves between machines |
 //!
 //! Invariants: every wait for a peer has a deadline; nothing a peer sends ends more than its own connection; a bad new
 //! certificate never replaces a good old one. It deliberately knows nothing of etcd's services: it serves a router.
 
+pub mod certificate;
 mod client_names;
 pub mod drain;
 pub mod http;
 pub mod listen;
+pub mod local;
 pub mod proxy;
 pub mod self_signed;
 mod serve;
@@ -25,7 +28,8 @@ mod serve_test;
 pub mod tls;
 #[cfg(test)]
 mod tls_test;
+pub mod virtual_ip;
 mod x509;
 
-pub use listen::{BindError, Listeners};
+pub use listen::{BindError, Listeners, SocketOptions};
 pub use serve::{Drained, ServeOptions, serve};

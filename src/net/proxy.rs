@@ -34,6 +34,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
+use super::local::{Local, Way, look};
 use crate::telemetry::metrics::Metrics;
 
 /// clientv3's own words for "not sent"; it retries every request after them.
@@ -104,18 +105,18 @@ impl Upstream {
     }
 }
 
-/// Where the writer is.
+/// Where a server is, and how to speak to it.
 #[derive(Clone)]
-enum Address {
+pub(crate) enum Address {
     Tcp { authority: String, tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)> },
     Unix { path: String, tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)> },
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Address {
-    fn parse(url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<Self, String> {
+    pub(crate) fn parse(url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| format!("{url} is no URL"))?;
         let secured = |host: &str| -> Result<_, String> {
             let config =
@@ -134,14 +135,14 @@ impl Address {
         }
     }
 
-    fn origin(&self) -> String {
+    pub(crate) fn origin(&self) -> String {
         match self {
             Self::Tcp { authority, .. } => format!("http://{authority}"),
             Self::Unix { .. } => "http://localhost".to_owned(),
         }
     }
 
-    async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
+    pub(crate) async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
         match self {
             Self::Tcp { authority, tls } => {
                 let stream = TcpStream::connect(authority).await?;
@@ -182,6 +183,7 @@ pub enum Answering {
 #[derive(Clone)]
 pub struct ProxyLayer {
     answering: watch::Receiver<Answering>,
+    local: Option<Local>,
     metrics: Metrics,
 }
 
@@ -189,7 +191,13 @@ impl ProxyLayer {
     /// A layer that asks `answering` for each request.
     #[must_use]
     pub fn new(answering: watch::Receiver<Answering>, metrics: Metrics) -> Self {
-        Self { answering, metrics }
+        Self { answering, local: None, metrics }
+    }
+
+    /// Answers here, too, what a follower can answer.
+    #[must_use]
+    pub fn with_local(self, local: Local) -> Self {
+        Self { local: Some(local), ..self }
     }
 }
 
@@ -224,9 +232,21 @@ where
         if matches!(*self.layer.answering.borrow(), Answering::Here) {
             return Box::pin(self.inner.call(request));
         }
+        let way = self.layer.local.as_ref().map_or(Way::Writer, |local| local.way(&request));
+        if way == Way::Here {
+            return Box::pin(self.inner.call(request));
+        }
         let (layer, inner) = (self.layer.clone(), self.inner.clone());
         let hops = hops(request.headers());
         Box::pin(async move {
+            let mut request = request;
+            if way == Way::Look {
+                let (looked, here) = look(request).await;
+                if here {
+                    return inner.oneshot(looked).await;
+                }
+                request = looked;
+            }
             match layer.somebody(hops).await {
                 Answering::Here => inner.oneshot(request).await,
                 Answering::There(upstream) => {
@@ -347,12 +367,12 @@ mod tests {
     use tonic_health::pb::health_client::HealthClient;
 
     use crate::config::{Keepalive, ListenUrl};
-    use crate::net::{Listeners, ServeOptions, serve};
+    use crate::net::{Listeners, ServeOptions, SocketOptions, serve};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn start(router: Router) -> (String, CancellationToken, tokio::task::JoinHandle<crate::net::Drained>) {
-        let listeners = Listeners::bind(&ListenUrl::parse_list("http://127.0.0.1:0").unwrap(), false).unwrap();
+        let listeners = Listeners::bind(&ListenUrl::parse_list("http://127.0.0.1:0").unwrap(), SocketOptions::default()).unwrap();
         let (url, stop) = (listeners.urls().remove(0), CancellationToken::new());
         let options = ServeOptions {
             max_concurrent_streams: u32::MAX,

@@ -24,7 +24,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::tls::{ClientCertificate, Tls};
-use super::{Drained, Listeners, ServeOptions, serve};
+use super::{Drained, Listeners, ServeOptions, SocketOptions, serve};
 use crate::config::{Keepalive, ListenUrl, TlsConfig};
 use crate::telemetry::metrics::Metrics;
 
@@ -39,7 +39,7 @@ pub(super) struct Running {
 }
 
 pub(super) fn start(urls: &str, router: Router, tls: Option<Tls>, metrics: Metrics, drain: Duration) -> Running {
-    let listeners = Listeners::bind(&ListenUrl::parse_list(urls).unwrap(), false).unwrap();
+    let listeners = Listeners::bind(&ListenUrl::parse_list(urls).unwrap(), SocketOptions::default()).unwrap();
     let (urls, stop) = (listeners.urls(), CancellationToken::new());
     let keepalive = Keepalive { interval: None, timeout: None };
     let options = ServeOptions { max_concurrent_streams: u32::MAX, keepalive, drain, tls, metrics: metrics.clone() };
@@ -49,7 +49,7 @@ pub(super) fn start(urls: &str, router: Router, tls: Option<Tls>, metrics: Metri
 
 /// A server that pings its HTTP/2 clients.
 fn pinging(keepalive: Keepalive) -> Running {
-    let listeners = Listeners::bind(&ListenUrl::parse_list("http://127.0.0.1:0").unwrap(), false).unwrap();
+    let listeners = Listeners::bind(&ListenUrl::parse_list("http://127.0.0.1:0").unwrap(), SocketOptions::default()).unwrap();
     let (urls, stop, metrics) = (listeners.urls(), CancellationToken::new(), Metrics::unshared());
     let options = ServeOptions { max_concurrent_streams: 1, keepalive, drain: PATIENCE, tls: None, metrics: metrics.clone() };
     let served = tokio::spawn(serve(listeners, hello(), stop.clone(), options));

@@ -188,7 +188,7 @@ impl Tls {
 
 fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let unusable = |cause: String| TlsError::Unusable { cert: files.cert_file.clone(), key: files.key_file.clone(), cause };
-    let chain = certificates(&files.cert_file)?;
+    let chain = Pem::read(&files.cert_file)?.certificates()?;
     let versions: Vec<&'static SupportedProtocolVersion> =
         [files.allow_tls13.then_some(&rustls::version::TLS13), files.allow_tls12.then_some(&rustls::version::TLS12)]
             .into_iter()
@@ -200,7 +200,7 @@ fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let builder = match (&files.trusted_ca_file, files.client_cert_auth) {
         (Some(path), true) => {
             let mut roots = RootCertStore::empty();
-            if roots.add_parsable_certificates(certificates(path)?).0 == 0 {
+            if roots.add_parsable_certificates(Pem::read(path)?.certificates()?).0 == 0 {
                 return Err(TlsError::Content {
                     path: path.clone(),
                     what: "usable CA certificate",
@@ -216,7 +216,8 @@ fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
         }
         _ => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(chain, key(files)?).map_err(|error| unusable(error.to_string()))?;
+    let mut config =
+        builder.with_single_cert(chain, Pem::read(&files.key_file)?.key()?).map_err(|error| unusable(error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -238,40 +239,80 @@ fn provider(files: &TlsConfig) -> CryptoProvider {
 /// # Errors
 /// What is wrong with the files.
 pub fn client_config(files: &TlsConfig) -> Result<Arc<rustls::ClientConfig>, TlsError> {
-    let unusable = |cause: String| TlsError::Unusable { cert: files.cert_file.clone(), key: files.key_file.clone(), cause };
+    let ca = files.trusted_ca_file.as_deref().map(Pem::read).transpose()?;
+    let client = (Pem::read(&files.cert_file)?, Pem::read(&files.key_file)?);
+    client_config_of(ca.as_ref(), Some((&client.0, &client.1)), &[b"h2"]).map(Arc::new)
+}
+
+/// A client that trusts `ca`, or the system's CAs without one, shows a certificate with its key if it has one, and speaks `protocols`.
+///
+/// # Errors
+/// What is wrong with any of them.
+pub fn client_config_of(
+    ca: Option<&Pem>,
+    client: Option<(&Pem, &Pem)>,
+    protocols: &[&[u8]],
+) -> Result<rustls::ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
-    match &files.trusted_ca_file {
-        Some(path) => roots.add_parsable_certificates(certificates(path)?),
+    match ca {
+        Some(ca) => roots.add_parsable_certificates(ca.certificates()?),
         None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| unusable(error.to_string()))?.with_root_certificates(roots);
-    let chain = certificates(&files.cert_file)?;
-    let mut config = builder.with_client_auth_cert(chain, key(files)?).map_err(|error| unusable(error.to_string()))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    let builder = builder.expect("the provider knows TLS 1.2 and 1.3").with_root_certificates(roots);
+    let mut config = match client {
+        Some((certificate, key)) => {
+            let unusable = |error: rustls::Error| TlsError::Unusable {
+                cert: certificate.from.clone(),
+                key: key.from.clone(),
+                cause: error.to_string(),
+            };
+            builder.with_client_auth_cert(certificate.certificates()?, key.key()?).map_err(unusable)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
 }
 
-fn key(files: &TlsConfig) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&contents(&files.key_file)?).map_err(|_| TlsError::Content {
-        path: files.key_file.clone(),
-        what: "private key",
-        fix: "write it as PKCS#8, PKCS#1 or SEC1, without a passphrase",
-    })
+/// Certificates or a key in PEM form.
+pub struct Pem {
+    /// The file that they stand in.
+    pub from: PathBuf,
+    /// As they stand there.
+    pub text: Vec<u8>,
+}
+
+impl Pem {
+    /// All of a file.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn read(path: &Path) -> Result<Self, TlsError> {
+        Ok(Self { from: path.to_owned(), text: contents(path)? })
+    }
+
+    pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.text).collect();
+        certificates.ok().filter(|certificates| !certificates.is_empty()).ok_or_else(|| TlsError::Content {
+            path: self.from.clone(),
+            what: "certificate",
+            fix: "it must begin with -----BEGIN CERTIFICATE-----",
+        })
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        PrivateKeyDer::from_pem_slice(&self.text).map_err(|_| TlsError::Content {
+            path: self.from.clone(),
+            what: "private key",
+            fix: "write it as PKCS#8, PKCS#1 or SEC1, without a passphrase",
+        })
+    }
 }
 
 fn contents(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|cause| TlsError::Read { path: path.to_owned(), cause })
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&contents(path)?).collect();
-    certificates.ok().filter(|certificates| !certificates.is_empty()).ok_or_else(|| TlsError::Content {
-        path: path.to_owned(),
-        what: "certificate",
-        fix: "it must begin with -----BEGIN CERTIFICATE-----",
-    })
 }
 
 fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {

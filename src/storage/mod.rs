@@ -202,12 +202,21 @@ pub struct DiskUsage {
 
 /// The read side of a store.
 pub trait Reader: Send + Sync {
-    /// The values at these places, in the same order; `None` where there is no such row (compacted away in between).
+    /// The values at these places, in the same order; `None` where there is no such row (compacted away in between). An error where a
+    /// row is newer than [`Reader::newest`].
     fn values(&self, revs: Vec<Rev>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, LogError>>;
 
     /// Rows with `from <= rev.main <= to`, ascending, whole revisions only: as many as fit in about `max_bytes`, but at least one
     /// revision if there is any. The rows end early only at the byte limit: the caller goes on after the last revision it got.
     fn rows(&self, from: Revision, to: Revision, max_bytes: usize) -> BoxFuture<'_, Result<RowsPage, LogError>>;
+
+    /// What can be read now, as it is at one moment: for reading everything while compaction deletes. It costs storage something for as long
+    /// as it is held.
+    fn snapshot(&self) -> BoxFuture<'_, Result<Box<dyn Snapshot>, LogError>>;
+
+    /// The newest revision that can be read here: of the log's last row, or the compact revision if that is newer; 1 in an empty store. A standby shows what
+    /// it has replayed so far.
+    fn newest(&self) -> BoxFuture<'_, Result<Revision, LogError>>;
 
     /// Deletes these rows (compaction) if `epoch` is still the current one, else answers [`LogError::Deposed`]. Rows that are gone
     /// already are no error. Callers keep the list small (a few thousand).
@@ -220,6 +229,12 @@ pub trait Reader: Send + Sync {
     fn defragment(&self) -> BoxFuture<'_, Result<(), LogError>>;
 }
 
+/// The log as it is at one moment.
+pub trait Snapshot: Send {
+    /// As [`Reader::rows`].
+    fn rows(&mut self, from: Revision, to: Revision, max_bytes: usize) -> BoxFuture<'_, Result<RowsPage, LogError>>;
+}
+
 /// A page of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowsPage {
@@ -227,4 +242,7 @@ pub struct RowsPage {
     pub rows: Vec<LogRow>,
     /// Whether rows up to `to` may remain after these.
     pub more: bool,
+    /// The compact revision that is stored, looked at after the rows: those that had been deleted by then are at or below it. −1 when
+    /// nothing was ever compacted.
+    pub compacted: Revision,
 }

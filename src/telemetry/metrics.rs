@@ -93,6 +93,14 @@ impl Metrics {
         Self::new(&Registry::new(), true).expect("an empty registry holds no conflicting name")
     }
 
+    /// Adds figures that are read from elsewhere at each scrape.
+    ///
+    /// # Errors
+    /// One of its names is taken.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
+        self.registry.register(collector)
+    }
+
     /// Everything in Prometheus' text format, for `/metrics`.
     #[must_use]
     pub fn render(&self) -> String {

@@ -10,3 +10,4 @@ pub mod grpc;
 pub mod log;
 pub mod metrics;
 pub mod process;
+pub mod systemd;

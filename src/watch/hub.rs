@@ -302,8 +302,9 @@ impl Hub {
         let mut woken = Vec::new();
         for (id, stream) in &mut self.streams {
             for (watch, watcher) in &mut stream.watchers {
-                if watcher.state == State::Synced && watcher.start_revision <= current {
-                    watcher.state = State::Lagging { cursor: missed.max(watcher.start_revision) };
+                let cursor = missed.max(watcher.start_revision);
+                if watcher.state == State::Synced && cursor <= current {
+                    watcher.state = State::Lagging { cursor };
                     stream.lagging += 1;
                     self.synced.remove(&watcher.range, Target { stream: *id, watch: *watch });
                 }
@@ -311,6 +312,13 @@ impl Hub {
             woken.push(*id);
         }
         woken.into_iter().for_each(|stream| self.wake(stream));
+    }
+
+    /// Begins anew over another history; streams don't outlive the one that they were about.
+    pub fn reset(&mut self, current: Revision, compacted: Revision) {
+        debug_assert!(self.streams.is_empty(), "streams are ended before");
+        self.current = current;
+        self.compacted = compacted;
     }
 
     /// Raises the compact revision. Must be called before any row is removed from history, so that a replay that may lack rows is

@@ -65,6 +65,16 @@ fn finish(hub: &mut Hub, plan: &ReplayPlan, revisions: Vec<Arc<RevisionEvents>>,
 }
 
 #[test]
+fn a_jump_to_where_the_hub_is_leaves_synced_watchers_synced() {
+    let (mut hub, stream) = hub(10);
+    watch(&mut hub, stream, 1, "a", 0);
+    assert_eq!(taken(&mut hub, stream), ["created 1 at 10"]);
+    hub.jump(10);
+    hub.publish(&[put(11, &["a"])]);
+    assert_eq!(taken(&mut hub, stream), ["events 1 at 11: a@11"]);
+}
+
+#[test]
 fn ids_are_allocated_from_zero_and_never_reused() {
     let (mut hub, stream) = hub(5);
     watch(&mut hub, stream, 0, "a", 0);

@@ -128,6 +128,23 @@ impl Shared {
     }
 }
 
+impl Inner {
+    /// Forgets every stream; their ends are to be told.
+    fn close_all(&mut self) -> BTreeMap<StreamId, Arc<Ends>> {
+        let ends = std::mem::take(&mut self.ends);
+        ends.keys().for_each(|stream| self.hub.close(*stream));
+        ends
+    }
+}
+
+fn tell_ended(ends: BTreeMap<StreamId, Arc<Ends>>, text: &str) {
+    for ends in ends.values() {
+        *ends.ended.lock() = Some(Ended(text.to_owned()));
+        ends.work.notify_one();
+        ends.room.notify_waiters();
+    }
+}
+
 impl WatchHub {
     /// A hub over a store at `current`, whose compact revision is `compacted` (−1 for none).
     pub fn new(current: Revision, compacted: Revision, history: Arc<dyn History>, config: WatchConfig) -> Self {
@@ -154,6 +171,18 @@ impl WatchHub {
         });
     }
 
+    /// Ends every open stream, as [`WatchHub::end_streams`] does, and runs `publish`, which puts another history in the store's place and
+    /// answers its revision and compact revision.
+    pub fn reset(&self, text: &str, publish: impl FnOnce() -> (Revision, Revision)) {
+        let ended = self.shared.with(|inner| {
+            let ended = inner.close_all();
+            let (current, compacted) = publish();
+            inner.hub.reset(current, compacted);
+            ended
+        });
+        tell_ended(ended, text);
+    }
+
     /// Raises the compact revision; call it before anything is removed.
     pub fn compact(&self, revision: Revision) {
         self.shared.with(|inner| inner.hub.compact(revision));
@@ -171,16 +200,7 @@ impl WatchHub {
 
     /// Ends every open stream with Unavailable and this text (a role change, a shutdown). Streams opened later aren't touched.
     pub fn end_streams(&self, text: &str) {
-        let ends = self.shared.with(|inner| {
-            let ends = std::mem::take(&mut inner.ends);
-            ends.keys().for_each(|stream| inner.hub.close(*stream));
-            ends
-        });
-        for ends in ends.values() {
-            *ends.ended.lock() = Some(Ended(text.to_owned()));
-            ends.work.notify_one();
-            ends.room.notify_waiters();
-        }
+        tell_ended(self.shared.with(Inner::close_all), text);
     }
 
     /// Opens a stream. `header` gives the cluster id, member id and term that all its responses carry.

@@ -4,9 +4,10 @@
 //! | file | what it is |
 //! |---|---|
 //! | `register` P | what a compare-and-swap does |
+//! | `stored` | a value as it is written down |
 //! | `store` | registers in files, each change durable before it is answered |
 //! | `service`, `wire` | the daemon's half of the wire |
-//! | `backend` | the nodes' half, behind a trait |
+//! | `backend` | the nodes' half, behind a trait: the daemon, an etcd, an object store, another cluster |
 //!
 //! Invariant: an answer says which unbroken history it belongs to ([`Answer::instance`]). A register that was wiped, restored from a
 //! copy or put back in place begins a new one, which no node believes before the owner has written to it.
@@ -19,4 +20,5 @@ pub mod backend;
 pub mod register;
 pub mod service;
 pub mod store;
+mod stored;
 mod wire;

@@ -15,7 +15,8 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use super::register::{Refusal, swap};
-use crate::supervisor::fsm::{Answer, Mode, NodeId, Register};
+use super::stored::{StoredValue, random};
+use crate::supervisor::fsm::{Answer, Register};
 
 /// How many pairs one witness serves at most.
 const REGISTERS_MAX: usize = 1000;
@@ -102,57 +103,10 @@ impl Identity {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum StoredMode {
-    Pair,
-    Solo,
-    Asym,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredValue {
-    version: u64,
-    epoch: i64,
-    owner: char,
-    mode: StoredMode,
-}
-
-#[derive(Serialize, Deserialize)]
 struct Contents {
     instance: u64,
     value: Option<StoredValue>,
     identity: Identity,
-}
-
-impl From<Register> for StoredValue {
-    fn from(value: Register) -> Self {
-        let owner = match value.owner {
-            NodeId::A => 'A',
-            NodeId::B => 'B',
-        };
-        let mode = match value.mode {
-            Mode::Pair => StoredMode::Pair,
-            Mode::Solo => StoredMode::Solo,
-            Mode::Asym => StoredMode::Asym,
-        };
-        Self { version: value.version, epoch: value.epoch, owner, mode }
-    }
-}
-
-impl StoredValue {
-    fn register(&self) -> Result<Register, String> {
-        let owner = match self.owner {
-            'A' => NodeId::A,
-            'B' => NodeId::B,
-            other => return Err(format!("owner {other:?}")),
-        };
-        let mode = match self.mode {
-            StoredMode::Pair => Mode::Pair,
-            StoredMode::Solo => Mode::Solo,
-            StoredMode::Asym => Mode::Asym,
-        };
-        Ok(Register { version: self.version, epoch: self.epoch, owner, mode })
-    }
 }
 
 impl Store {
@@ -161,7 +115,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Locked`], `Io`, `Spoilt`.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        Self::open_with(dir, random_instance)
+        Self::open_with(dir, random)
     }
 
     /// [`Store::open`] with another source of instances, for tests.
@@ -308,12 +262,6 @@ fn decode(text: &[u8]) -> Result<Contents, String> {
     serde_json::from_str(line).map_err(|error| error.to_string())
 }
 
-fn random_instance() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
-}
-
 fn io_error(what: &'static str, path: &Path, cause: io::Error) -> StoreError {
     StoreError::Io { what, path: path.to_path_buf(), cause }
 }
@@ -321,6 +269,7 @@ fn io_error(what: &'static str, path: &Path, cause: io::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::fsm::{Mode, NodeId};
 
     fn value(version: u64) -> Register {
         Register { version, epoch: 1, owner: NodeId::B, mode: Mode::Solo }

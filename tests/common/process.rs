@@ -105,6 +105,13 @@ impl Drop for Process {
     }
 }
 
+/// A postmaster and its children.
+pub fn family(postmaster: i32) -> Vec<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    std::iter::once(postmaster).chain(children).map(Pid::from_raw).collect()
+}
+
 /// The program under test.
 pub fn duet() -> PathBuf {
     env!("CARGO_BIN_EXE_duet").into()

@@ -58,6 +58,11 @@ struct Shared {
 impl Load {
     /// Clients of the servers at `urls`; nobody does anything yet. Watches everything from the first revision on.
     pub fn new(seed: u64, urls: Vec<String>) -> Self {
+        Self::on(seed, urls, 0)
+    }
+
+    /// As [`Load::new`], watching everything at the server number `server`.
+    pub fn on(seed: u64, urls: Vec<String>, server: usize) -> Self {
         eprintln!("seed {seed}");
         let shared = Arc::new(Shared {
             seed,
@@ -74,7 +79,7 @@ impl Load {
             end: watch::Sender::new(None),
         });
         let mut load = Self { shared, tasks: JoinSet::new(), watches: JoinSet::new(), watched: Vec::new() };
-        load.watch("", 1, 0);
+        load.watch("", 1, server);
         load
     }
 

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config};
 
-use crate::common::process::PATIENCE;
+use crate::common::process::{PATIENCE, family};
 use crate::history::{Change, Evidence, Stored};
 
 /// How often something is looked at that gives no event.
@@ -98,13 +98,6 @@ impl Database {
     pub async fn testify(&self, evidence: &mut Evidence) {
         testify(&self.connect().await, evidence).await;
     }
-}
-
-/// A postmaster and its children.
-pub fn family(postmaster: i32) -> Vec<Pid> {
-    let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
-    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    std::iter::once(postmaster).chain(children).map(Pid::from_raw).collect()
 }
 
 /// Stops every process of a PostgreSQL, the postmaster first, so that no new one comes; answers them all.

@@ -9,6 +9,7 @@ mod history;
 #[path = "../faults/load.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]
 mod load;
+mod operators;
 mod pair;
 #[path = "../faults/postgres.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]
@@ -21,6 +22,9 @@ use pair::{A, B, Pair};
 
 /// A former leader says so when it follows with the data that it has, less what the new leader never got: it needs no new copy.
 const REWOUND: &str = "this node's history is a part of the leader's now";
+
+/// A follower says so when it answers watches itself.
+const FOLLOWS: &str = "following the leader";
 
 fn seed() -> u64 {
     std::env::var("DUET_FAULTS_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().expect("DUET_FAULTS_SEED is a number"))
@@ -77,11 +81,12 @@ async fn a_lost_leader_is_replaced_by_the_follower_and_follows_when_it_is_back()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_switchover_fails_no_request() {
+async fn a_switchover_fails_no_request_and_ends_no_watch() {
     let (mut pair, seed) = (Pair::start().await, seed());
+    let mut leader = pair.until_paired().await;
+    pair.node(1 - leader).line(FOLLOWS);
     let mut load = load(&pair, seed);
     load.progress(100).await;
-    let mut leader = pair.until_paired().await;
     for _ in 0..3 {
         let said = pair.operate(leader, &["switchover"]).await.expect("it is possible");
         assert!(said.contains("leads"), "{said}");
@@ -91,6 +96,7 @@ async fn a_switchover_fails_no_request() {
         leader = 1 - leader;
     }
     assert_eq!(load.failed_lists(), 0, "a list failed");
+    assert_eq!(load.stream_ends(), 0, "a watch ended");
     let mut evidence = load.finish().await;
     let failed: Vec<_> = evidence.writes.iter().filter(|write| !matches!(write.outcome, Outcome::Acknowledged(_))).collect();
     assert!(failed.is_empty(), "{failed:?}");
@@ -181,6 +187,123 @@ async fn a_leader_that_stands_still_is_killed_by_its_guardian_and_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_follower_answers_watches_and_serializable_reads_itself_and_keeps_them_when_it_takes_over() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let leader = pair.until_paired().await;
+    let follower = 1 - leader;
+    pair.node(follower).line(FOLLOWS);
+    let mut load = Load::on(seed, pair.urls(), follower);
+    load.write("a/", follower);
+    load.watch("a/", 1, follower);
+    load.list("", follower);
+    load.progress(100).await;
+    assert_eq!(load.stream_ends(), 0);
+
+    // The leader stands still: what needs it waits, and what doesn't is answered.
+    let mut client = etcd_client::Client::connect([&pair.urls()[follower]], None).await.unwrap();
+    let own = etcd_client::GetOptions::new().with_prefix().with_serializable();
+    pair.pause(leader);
+    let answer = client.get("a/", Some(own)).await.expect("the follower has it");
+    assert!(answer.count() > 0);
+    let mut watch =
+        client.watch("a/", Some(etcd_client::WatchOptions::new().with_prefix().with_start_revision(2))).await.unwrap();
+    while watch.message().await.unwrap().expect("it goes on").events().is_empty() {}
+
+    pair.lose(leader);
+    pair.until_open(follower).await;
+    load.progress(50).await;
+    assert_eq!(load.stream_ends(), 0, "the survivor's watches go on");
+    while watch.message().await.unwrap().expect("it goes on").events().is_empty() {}
+    pair.start_node(leader);
+    assert_eq!(pair.until_paired().await, follower);
+    pair.node(leader).line(FOLLOWS);
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_tells_the_pair_s_figures() {
+    let pair = Pair::start().await;
+    let leader = pair.until_paired().await;
+    let (leads, follows) = (pair.figures(leader).await, pair.figures(1 - leader).await);
+    for (node, name, figure) in [
+        (&leads, "duet_pair_mode{mode=\"PAIR\"}", 1.0),
+        (&follows, "duet_pair_mode{mode=\"PAIR\"}", 1.0),
+        (&leads, "duet_pair_role{role=\"leader\"}", 1.0),
+        (&follows, "duet_pair_role{role=\"follower\"}", 1.0),
+        (&leads, "duet_pair_open", 1.0),
+        (&follows, "duet_pair_open", 0.0),
+        (&leads, "duet_pair_survives{loss=\"a\"}", 1.0),
+        (&leads, "duet_pair_survives{loss=\"b\"}", 1.0),
+        (&leads, "duet_pair_survives{loss=\"witness\"}", 1.0),
+        (&leads, "duet_pair_peer_ready", 1.0),
+        (&leads, "duet_pair_witness_up", 1.0),
+        (&leads, "duet_pair_paused", 0.0),
+        (&leads, "duet_pair_takeovers_total{kind=\"unplanned\"}", 0.0),
+    ] {
+        assert_eq!(node.get(name), Some(&figure), "{name} in {node:#?}");
+    }
+    assert_eq!(leads["duet_pair_epoch"], follows["duet_pair_epoch"]);
+    assert_eq!(leads["duet_pair_timeline"], follows["duet_pair_timeline"]);
+    assert!(leads["duet_pair_peer_heard_age_seconds"] < 60.0 && leads.contains_key("duet_pair_lease_left_seconds"));
+    assert!(leads.contains_key("duet_pair_replication_lag_bytes") && !follows.contains_key("duet_pair_replication_lag_bytes"));
+    assert!(follows.contains_key("duet_pair_replay_lag_bytes") && !follows.contains_key("duet_pair_peer_ready"));
+    let absent = "duet_pair_last_takeover_timestamp_seconds";
+    assert!(!leads.contains_key(absent) && !follows.contains_key(absent), "nobody has taken over yet");
+
+    pair.operate(leader, &["switchover"]).await.expect("it is possible");
+    assert_eq!(pair.until_paired().await, 1 - leader);
+    let took_over = pair.figures(1 - leader).await;
+    assert_eq!(took_over["duet_pair_takeovers_total{kind=\"planned\"}"], 1.0);
+    assert!(took_over["duet_pair_epoch"] > leads["duet_pair_epoch"]);
+    assert!(took_over["duet_pair_timeline"] > leads["duet_pair_timeline"]);
+    for phase in ["detect", "decide", "promote", "open", "serve"] {
+        let took = took_over[&format!("duet_pair_last_takeover_seconds{{phase=\"{phase}\"}}")];
+        assert!((0.0..60.0).contains(&took), "{phase}: {took}");
+    }
+    assert!(took_over[absent] > 1.7e9, "seconds since 1970");
+}
+
+/// Waits until a hook has told `part` last; everything that it has told.
+fn until_told(file: &std::path::Path, part: &str) -> String {
+    let began = std::time::Instant::now();
+    loop {
+        let told = std::fs::read_to_string(file).unwrap_or_default();
+        if told.lines().last().is_some_and(|line| line.starts_with(part)) {
+            return told;
+        }
+        assert!(began.elapsed() < common::process::PATIENCE, "not {part} at the end of:\n{told}");
+        std::thread::sleep(std::time::Duration::from_millis(5)); // a file gives no other event to a test
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_tells_the_operator_s_program_of_its_part_and_at_its_end_that_it_has_none() {
+    let mut pair = Pair::begin(true);
+    let told = [A, B].map(|node| pair.config(node).with_file_name("told"));
+    for (file, flags) in told.iter().zip(&mut pair.flags) {
+        // Written by another process: one that is held open for writing can't be run.
+        let script = format!("#!/bin/sh\necho $1 $2 $DUET_NODE $DUET_MODE >> {}\n", file.display());
+        let program = file.with_extension("sh");
+        let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        assert!(std::process::Command::new("sh").args(["-c", write]).arg(&program).arg(script).status().unwrap().success());
+        *flags = vec![format!("--on-role-change={}", program.display())];
+    }
+    let mut pair = pair.started().await;
+    let leader = pair.until_paired().await;
+    until_told(&told[leader], "leader 1");
+    until_told(&told[1 - leader], "follower 1");
+    pair.operate(leader, &["switchover"]).await.expect("it is possible");
+    until_told(&told[1 - leader], "leader 2");
+    until_told(&told[leader], "follower 2");
+    assert_eq!(pair.until_paired().await, 1 - leader);
+    pair.node(leader).signal(Signal::SIGTERM);
+    pair.node(leader).ended();
+    let all = until_told(&told[leader], "none 2");
+    let letter = if leader == A { "a" } else { "b" };
+    assert!(all.lines().all(|line| line.split(' ').nth(2) == Some(letter)), "{all}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_decides_when_nobody_else_can() {
     let (mut pair, seed) = (Pair::start().await, seed());
     let mut load = load(&pair, seed);
@@ -245,6 +368,30 @@ async fn a_lost_witness_is_done_without_and_the_leader_alone_may_go_on_then() {
     pair.start_witness();
     pair.start_node(1 - leader);
     assert_eq!(pair.until_paired().await, leader);
+    assert_sound(&pair, load, seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_is_a_witness_too() {
+    let (dir, ports) = (common::scratch(), common::peers::free_ports());
+    let etcd = common::peers::etcd(&dir.path().join("etcd"), ports);
+    let (mut pair, seed) = (Pair::begin_with(Some(&format!("etcd://127.0.0.1:{}/duet/test", ports[0]))), seed());
+    pair.start_node(A);
+    pair.start_node(B);
+    pair.node(A).line("there is no register");
+    pair.operate(A, &["witness", "begin"]).await.expect("there is one now");
+    let leader = pair.until_paired().await;
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    pair.lose(leader);
+    pair.until_open(1 - leader).await;
+    load.progress(50).await;
+    pair.start_node(leader);
+    assert_eq!(pair.until_paired().await, 1 - leader, "who is back follows");
+    drop(etcd);
+    pair.until("agreed", |all| all.len() == 2 && all.iter().all(|one| one.mode.as_deref() == Some("ASYM"))).await;
+    load.progress(50).await;
+    let _etcd = common::peers::etcd(&dir.path().join("etcd"), ports);
     assert_sound(&pair, load, seed).await;
 }
 

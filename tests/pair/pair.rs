@@ -1,6 +1,6 @@
 //! Two nodes and a witness on this machine, as `duet init` makes them.
 
-use std::net::{TcpListener, UdpSocket};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,10 +9,13 @@ use duet::supervisor::pair::status::NodeStatus;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::common::process::{PATIENCE, Process, duet};
+use crate::common::peers::free_ports;
+use crate::common::process::{PATIENCE, Process, duet, family};
 use crate::common::scratch;
-use crate::postgres::{Database, family};
+use crate::postgres::Database;
 
 /// Between two looks at a status, which gives no event to a test.
 const LOOK: Duration = Duration::from_millis(20);
@@ -26,23 +29,13 @@ pub struct Pair {
     client_ports: [u16; 2],
     pg_ports: [u16; 2],
     guarded: bool,
+    /// Further flags of each node.
+    pub flags: [Vec<String>; 2],
     // In this order: the witness is there until the nodes have ended, and the files until everything has.
-    nodes: [Option<Process>; 2],
+    /// Those that run.
+    pub nodes: [Option<Process>; 2],
     witness: Option<Process>,
     dir: TempDir,
-}
-
-/// Ports that are free for TCP and UDP at this moment.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let mut held = Vec::new();
-    while held.len() < N {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        if let Ok(udp) = UdpSocket::bind(("127.0.0.1", port)) {
-            held.push((port, tcp, udp));
-        }
-    }
-    std::array::from_fn(|at| held[at].0)
 }
 
 impl Pair {
@@ -56,7 +49,8 @@ impl Pair {
         Self { guarded: false, ..Self::begin(true) }.started().await
     }
 
-    async fn started(self) -> Self {
+    /// Starts all of it, and waits until both nodes have everything.
+    pub async fn started(self) -> Self {
         let mut pair = self;
         pair.start_witness();
         pair.start_node(A);
@@ -67,6 +61,11 @@ impl Pair {
 
     /// Makes the pair's configuration, with or without a witness. Starts nothing.
     pub fn begin(witness: bool) -> Self {
+        Self::begin_with(witness.then_some("127.0.0.1"))
+    }
+
+    /// As [`Pair::begin`], with this witness.
+    pub fn begin_with(witness: Option<&str>) -> Self {
         let dir = scratch();
         let [ca, cb, pa, pb, ga, gb, w] = free_ports::<7>();
         let mut init = Command::new(duet());
@@ -81,12 +80,20 @@ impl Pair {
             ])
             .arg("--out")
             .arg(dir.path().join("pair"));
-        if witness {
-            init.args(["--witness", "127.0.0.1", "--witness-port", &w.to_string()]);
+        if let Some(witness) = witness {
+            init.args(["--witness", witness, "--witness-port", &w.to_string()]);
         }
         let output = init.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self { client_ports: [ca, cb], pg_ports: [ga, gb], guarded: true, nodes: [None, None], witness: None, dir }
+        Self {
+            client_ports: [ca, cb],
+            pg_ports: [ga, gb],
+            guarded: true,
+            flags: [Vec::new(), Vec::new()],
+            nodes: [None, None],
+            witness: None,
+            dir,
+        }
     }
 
     /// What clients connect to: A's URL, then B's.
@@ -98,6 +105,10 @@ impl Pair {
         self.dir.path().join("pair").join(LETTERS[node].to_string()).join("duet.toml")
     }
 
+    pub fn witness_config(&self) -> PathBuf {
+        self.dir.path().join("pair/witness/witness.toml")
+    }
+
     pub fn data(&self, node: usize) -> PathBuf {
         self.config(node).parent().unwrap().join("data")
     }
@@ -107,7 +118,7 @@ impl Pair {
     }
 
     pub fn start_witness(&mut self) {
-        let config = self.dir.path().join("pair/witness/witness.toml");
+        let config = self.witness_config();
         let mut witness =
             Process::start(&duet(), &["witness".to_owned(), "--config-file".to_owned(), config.display().to_string()]);
         witness.line("the witness is ready");
@@ -123,8 +134,8 @@ impl Pair {
     pub fn start_node(&mut self, node: usize) {
         let config = self.config(node).display().to_string();
         let guardian = if self.guarded { "true" } else { "false" };
-        let args =
-            ["node", "--config-file", &config, "--pg-shared-buffers=32MiB", &format!("--guardian={guardian}")].map(str::to_owned);
+        let args = ["node", "--config-file", &config, "--pg-shared-buffers=32MiB", &format!("--guardian={guardian}")];
+        let args: Vec<String> = args.into_iter().map(str::to_owned).chain(self.flags[node].clone()).collect();
         self.nodes[node] = Some(Process::start(&duet(), &args));
     }
 
@@ -151,6 +162,13 @@ impl Pair {
         duet.signal(Signal::SIGKILL);
         duet.ended();
         guarded.into_iter().for_each(until_gone);
+    }
+
+    /// The node's machine stands still.
+    pub fn pause(&mut self, node: usize) {
+        let guarded = self.guarded(node);
+        self.node(node).signal(Signal::SIGSTOP);
+        kill(guarded, Signal::SIGSTOP).unwrap();
     }
 
     /// The process that a node's guardian guards.
@@ -212,12 +230,28 @@ impl Pair {
         statuses.into_iter().find(|one| one.open).expect("one is open")
     }
 
+    /// The pair's figures on a node's /metrics: names with labels, and values.
+    pub async fn figures(&self, node: usize) -> BTreeMap<String, f64> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.client_ports[node])).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: duet\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let lines = text.lines().filter(|line| line.starts_with("duet_pair_"));
+        lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+    }
+
     /// Runs a command of an operator's on `node`; what it said, if it succeeded.
     pub async fn operate(&self, node: usize, args: &[&str]) -> Result<String, String> {
+        let (code, said, complained) = self.run(node, args).await;
+        if code == 0 { Ok(said) } else { Err(complained) }
+    }
+
+    /// Runs a command of an operator's on `node`: its exit code, and what it wrote to either output.
+    pub async fn run(&self, node: usize, args: &[&str]) -> (i32, String, String) {
         let output =
             tokio::process::Command::new(duet()).args(args).arg("--config-file").arg(self.config(node)).output().await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+        (output.status.code().expect("an exit code"), text(&output.stdout), text(&output.stderr))
     }
 }
 

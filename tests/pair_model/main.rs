@@ -54,6 +54,7 @@ const NONE: Budget = Budget {
     restores: 0,
     switchovers: 0,
     rebuilds: 0,
+    wishes: 0,
     versions: 5,
     ticks: 8,
 };
@@ -121,6 +122,13 @@ fn a_restored_witness_makes_no_second_owner() {
 #[test]
 fn switchovers_lose_nothing() {
     assert_holds(Pair { budget: Budget { switchovers: 1, crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn maintenance_and_pauses_of_failover_lose_nothing() {
+    assert_holds(Pair { budget: Budget { wishes: 2, cuts: 1, crashes: 1, ..NONE }, ..PAIR });
+    assert_holds(Pair { budget: Budget { wishes: 2, switchovers: 1, postgres_crashes: 1, ..NONE }, ..PAIR });
+    assert_holds(Pair { mode: Mode::Asym, budget: Budget { wishes: 2, crashes: 1, ..NONE }, ..PAIR });
 }
 
 #[test]

@@ -67,6 +67,8 @@ pub struct Budget {
     pub restores: u8,
     pub switchovers: u8,
     pub rebuilds: u8,
+    /// An operator's, each begun or ended: of failover, and of a node that is in maintenance.
+    pub wishes: u8,
     pub versions: u64,
     pub ticks: u8,
 }
@@ -146,6 +148,10 @@ pub enum Happening {
     RestoreWitness,
     Switchover(usize),
     Rebuild(usize),
+    /// Failover is paused on this node, or not any more.
+    Hold(usize),
+    /// To this node the other one is in maintenance, or not any more.
+    Maintenance(usize),
 }
 
 pub fn id(node: usize) -> NodeId {
@@ -232,6 +238,9 @@ impl World {
                 if budget.rebuilds > 0 {
                     all.push(Rebuild(i));
                 }
+                if budget.wishes > 0 {
+                    all.extend([Hold(i), Maintenance(i)]);
+                }
             }
             if budget.crashes > 0 {
                 all.push(Crash(i));
@@ -316,6 +325,16 @@ impl World {
             Switchover(node) => {
                 world.budget.switchovers -= 1;
                 world.deliver(node, Event::Operator(Wish::Switchover));
+            }
+            Hold(node) => {
+                world.budget.wishes -= 1;
+                let held = world.nodes[node].state.paused_until.is_some();
+                world.deliver(node, Event::Operator(if held { Wish::Resume } else { Wish::Pause { until: u64::MAX } }));
+            }
+            Maintenance(node) => {
+                world.budget.wishes -= 1;
+                let away = world.nodes[node].state.peer_away_until.is_some();
+                world.deliver(node, Event::Operator(if away { Wish::PeerBack } else { Wish::PeerAway { until: u64::MAX } }));
             }
             Rebuild(node) => {
                 world.budget.rebuilds -= 1;

@@ -561,7 +561,7 @@ impl Simulation {
         }
         self.schedule_fault();
         let node = self.rng.random_range(0..2);
-        let kind = if self.weather.pauses_only { 0 } else { self.rng.random_range(0..12) };
+        let kind = if self.weather.pauses_only { 0 } else { self.rng.random_range(0..14) };
         match kind {
             0 | 1 => self.pause(node),
             2 | 3 => self.crash(node),
@@ -589,6 +589,16 @@ impl Simulation {
                 self.deliver(node, Event::RebuildNeeded);
             }
             10 => self.cut_links(&[(WITNESS, node)]),
+            11 => {
+                self.tell(format!("failover paused on {node}"));
+                let until = self.now + self.rng.random_range(100..6000);
+                self.deliver(node, Event::Operator(Wish::Pause { until }));
+            }
+            12 => {
+                self.tell(format!("{node} is told that the other one is in maintenance"));
+                let until = self.now + self.rng.random_range(100..6000);
+                self.deliver(node, Event::Operator(Wish::PeerAway { until }));
+            }
             _ => {
                 self.tell(format!("switchover asked of {node}"));
                 self.deliver(node, Event::Operator(Wish::Switchover));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{AlarmRow, Batch, BoxFuture, DiskUsage, LeaseRow, Log, LogError, LogRow, Meta, Reader, RowsPage, Writer};
+use super::{AlarmRow, Batch, BoxFuture, DiskUsage, LeaseRow, Log, LogError, LogRow, Meta, Reader, RowsPage, Snapshot, Writer};
 use crate::types::{Epoch, LeaseId, Millis, Rev, Revision};
 
 /// Rows per chunk of a recovery: small, so that tests see chunk boundaries.
@@ -240,21 +240,21 @@ impl Reader for MemLog {
     fn rows(&self, from: Revision, to: Revision, max_bytes: usize) -> BoxFuture<'_, Result<RowsPage, LogError>> {
         Box::pin(async move {
             let state = self.state.lock();
-            let mut page = RowsPage::default();
-            let mut bytes = 0;
-            for (rev, row) in state.rows.range(Rev::new(from, 0)..) {
-                if rev.main > to {
-                    break;
-                }
-                let begins_revision = page.rows.last().is_some_and(|last: &LogRow| last.rev.main != rev.main);
-                if begins_revision && bytes >= max_bytes {
-                    page.more = true;
-                    break;
-                }
-                bytes += row.key.len() + row.value.as_ref().map_or(0, Bytes::len);
-                page.rows.push(row.clone());
-            }
-            Ok(page)
+            Ok(page_of(&state.rows, state.compacted, from, to, max_bytes))
+        })
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<Box<dyn Snapshot>, LogError>> {
+        Box::pin(async move {
+            let state = self.state.lock();
+            Ok(Box::new(MemSnapshot { rows: state.rows.clone(), compacted: state.compacted }) as Box<dyn Snapshot>)
+        })
+    }
+
+    fn newest(&self) -> BoxFuture<'_, Result<Revision, LogError>> {
+        Box::pin(async move {
+            let state = self.state.lock();
+            Ok(state.rows.keys().next_back().map_or(1, |rev| rev.main).max(state.compacted.unwrap_or(1)))
         })
     }
 
@@ -279,5 +279,41 @@ impl Reader for MemLog {
 
     fn defragment(&self) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+fn page_of(
+    rows: &BTreeMap<Rev, LogRow>,
+    compacted: Option<Revision>,
+    from: Revision,
+    to: Revision,
+    max_bytes: usize,
+) -> RowsPage {
+    let mut page = RowsPage { compacted: compacted.unwrap_or(-1), ..RowsPage::default() };
+    let mut bytes = 0;
+    for (rev, row) in rows.range(Rev::new(from, 0)..) {
+        if rev.main > to {
+            break;
+        }
+        let begins_revision = page.rows.last().is_some_and(|last: &LogRow| last.rev.main != rev.main);
+        if begins_revision && bytes >= max_bytes {
+            page.more = true;
+            break;
+        }
+        bytes += row.key.len() + row.value.as_ref().map_or(0, Bytes::len);
+        page.rows.push(row.clone());
+    }
+    page
+}
+
+/// See [`Reader::snapshot`].
+struct MemSnapshot {
+    rows: BTreeMap<Rev, LogRow>,
+    compacted: Option<Revision>,
+}
+
+impl Snapshot for MemSnapshot {
+    fn rows(&mut self, from: Revision, to: Revision, max_bytes: usize) -> BoxFuture<'_, Result<RowsPage, LogError>> {
+        Box::pin(async move { Ok(page_of(&self.rows, self.compacted, from, to, max_bytes)) })
     }
 }

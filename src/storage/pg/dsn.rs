@@ -27,6 +27,8 @@ pub struct PgOptions {
     pub(super) readers_max: usize,
     /// How long a read waits for an answer.
     pub(super) read_deadline: Duration,
+    /// Whether reads may be answered by a standby, too.
+    pub(super) reads_standby: bool,
 }
 
 /// What is wrong with a connection string. Never shows the password.
@@ -74,6 +76,12 @@ impl PgOptions {
     #[must_use]
     pub fn with_read_deadline(self, read_deadline: Duration) -> Self {
         Self { read_deadline, ..self }
+    }
+
+    /// Lets reads be answered while the server is a standby.
+    #[must_use]
+    pub fn reading_standby(self) -> Self {
+        Self { reads_standby: true, ..self }
     }
 
     /// Over a connection that needs no TLS: a PostgreSQL of one's own, through its socket.
@@ -150,6 +158,7 @@ impl PgOptions {
             tls: MakeRustlsConnect::new(client_config(mode, files)?),
             readers_max: READERS_MAX,
             read_deadline: READ_DEADLINE,
+            reads_standby: false,
         })
     }
 }

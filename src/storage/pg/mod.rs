@@ -19,6 +19,7 @@
 
 mod compact;
 mod dsn;
+mod pages;
 mod params;
 mod reader;
 mod recover;

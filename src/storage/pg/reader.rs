@@ -3,22 +3,24 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 
+use super::pages::{PgSnapshot, page};
 use super::params::Array;
-use super::recover::{COLUMNS, row};
 use super::session::{Session, text, unavailable};
 use super::{PgOptions, compact};
-use crate::storage::{BoxFuture, DiskUsage, LogError, LogRow, Reader, RowsPage};
+use crate::storage::{BoxFuture, DiskUsage, LogError, Reader, RowsPage, Snapshot};
 use crate::types::{Epoch, Rev, Revision};
 
 /// How long a read waits for a free session, and for a new one.
 const POOL_DEADLINE: Duration = Duration::from_secs(10);
-/// Values or rows asked for in one statement.
-const STATEMENT_ROWS_MAX: usize = 1000;
-/// Bytes of rows asked for in one statement, at least.
-const STATEMENT_BYTES_MIN: i64 = 64 << 10;
+/// How long a deletion may take. Less than the server's limit for a statement, which would end a commit's wait for the standby as if it
+/// had come to an end.
+const DELETE_DEADLINE: Duration = Duration::from_secs(20);
+/// Values asked for in one statement.
+const STATEMENT_VALUES_MAX: usize = 1000;
 
 /// Plans that follow the primary key, whatever the statistics say: the table's rows are few and cheap to find by it, and a
 /// plan that sorts or scans the whole log is never right here.
@@ -39,7 +41,11 @@ impl PgReader {
     /// Connects to nothing yet.
     pub fn new(options: PgOptions) -> Result<Self, LogError> {
         let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(options.config.clone(), options.tls.clone(), manager_config);
+        let mut config = options.config.clone();
+        if options.reads_standby {
+            config.target_session_attrs(TargetSessionAttrs::Any);
+        }
+        let manager = Manager::from_config(config, options.tls.clone(), manager_config);
         let pool = Pool::builder(manager)
             .max_size(options.readers_max)
             .runtime(Runtime::Tokio1)
@@ -57,7 +63,7 @@ impl PgReader {
         Ok(Self { options, pool })
     }
 
-    async fn client(&self) -> Result<deadpool_postgres::Object, LogError> {
+    async fn client(&self) -> Result<Object, LogError> {
         self.pool.get().await.map_err(|error| match error {
             deadpool_postgres::PoolError::Backend(e) => unavailable(e),
             other => LogError::Unavailable(other.to_string()),
@@ -66,10 +72,7 @@ impl PgReader {
 
     /// Bounds the wait for a server that stands still: `statement_timeout` is kept by the server alone.
     async fn answered<T>(&self, answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
-        let deadline = self.options.read_deadline;
-        tokio::time::timeout(deadline, answer)
-            .await
-            .unwrap_or_else(|_| Err(LogError::Unavailable(format!("no answer from PostgreSQL within {deadline:?}"))))
+        within(self.options.read_deadline, answer).await
     }
 
     /// The present writer's client URLs; None when no session holds the writer's lock.
@@ -90,11 +93,33 @@ impl PgReader {
         }
     }
 
+    /// As [`Reader::values`]. What isn't there is asked for again once it is known that it could be: a standby may not have replayed it.
+    async fn all_values(&self, revs: &[Rev]) -> Result<Vec<Option<Bytes>>, LogError> {
+        let values = self.values_of(revs).await?;
+        let missing = revs.iter().zip(&values).filter(|(_, value)| value.is_none()).map(|(rev, _)| rev.main).max();
+        let Some(needed) = missing else { return Ok(values) };
+        let newest = self.newest_revision().await?;
+        if newest < needed {
+            return Err(LogError::Unavailable(format!("revision {needed} isn't there yet, only {newest}")));
+        }
+        self.values_of(revs).await
+    }
+
+    async fn newest_revision(&self) -> Result<Revision, LogError> {
+        let client = self.client().await?;
+        let sql = "SELECT greatest(1, compacted, (SELECT rev FROM duet.log ORDER BY rev DESC, sub DESC LIMIT 1)) FROM duet.meta";
+        let found = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query_one(&statement, &[]).await?.try_get(0)
+        };
+        found.await.map_err(unavailable)
+    }
+
     async fn values_of(&self, revs: &[Rev]) -> Result<Vec<Option<Bytes>>, LogError> {
         let client = self.client().await?;
         let statement = client.prepare_cached(VALUES).await.map_err(unavailable)?;
         let mut values = vec![None; revs.len()];
-        for (chunk, out) in revs.chunks(STATEMENT_ROWS_MAX).zip(values.chunks_mut(STATEMENT_ROWS_MAX)) {
+        for (chunk, out) in revs.chunks(STATEMENT_VALUES_MAX).zip(values.chunks_mut(STATEMENT_VALUES_MAX)) {
             let (main, sub) = rev_arrays(chunk);
             for found in client.query(&statement, &[&main, &sub]).await.map_err(unavailable)? {
                 let at: i64 = found.try_get(0).map_err(unavailable)?;
@@ -106,82 +131,39 @@ impl PgReader {
         }
         Ok(values)
     }
-
-    /// Rows after place `after` up to revision `to`, as many as fit, but at least one if there is any; and whether there may be
-    /// more.
-    async fn chunk(&self, after: Rev, to: Revision, max_bytes: i64) -> Result<(Vec<LogRow>, bool), LogError> {
-        let client = self.client().await?;
-        // octet_length doesn't read a value that is stored out of line; the sum is known before any value is.
-        let sql = format!(
-            "SELECT {COLUMNS} FROM (SELECT *, coalesce(sum(octet_length(key) + coalesce(octet_length(value), 0)) OVER \
-             (ORDER BY rev, sub ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before FROM \
-             (SELECT {COLUMNS} FROM duet.log WHERE (rev, sub) > ($1, $2) AND rev <= $3 ORDER BY rev, sub LIMIT {STATEMENT_ROWS_MAX}) l) l \
-             WHERE before < $4 ORDER BY rev, sub"
-        );
-        let statement = client.prepare_cached(&sql).await.map_err(unavailable)?;
-        let found = client.query(&statement, &[&after.main, &after.sub, &to, &max_bytes]).await.map_err(unavailable)?;
-        let rows: Vec<LogRow> = found.iter().map(row).collect::<Result<_, _>>()?;
-        let more = rows.len() == STATEMENT_ROWS_MAX || rows.iter().map(row_bytes).sum::<i64>() >= max_bytes;
-        Ok((rows, more))
-    }
-
-    /// As [`Reader::rows`].
-    async fn page(&self, from: Revision, to: Revision, max_bytes: usize) -> Result<RowsPage, LogError> {
-        let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
-        let mut page = Page { rows: Vec::new(), bytes: 0 };
-        let mut after = Rev::new(from, -1);
-        loop {
-            // A revision that goes on beyond the limit is completed in steps of a decent size.
-            let limit = (max_bytes - page.bytes).max(STATEMENT_BYTES_MIN);
-            let (rows, more) = self.answered(self.chunk(after, to, limit)).await?;
-            after = rows.last().map_or(after, |row| row.rev);
-            if page.add(rows, max_bytes) {
-                return Ok(RowsPage { rows: page.rows, more: true });
-            }
-            if !more {
-                return Ok(RowsPage { rows: page.rows, more: false });
-            }
-        }
-    }
 }
 
-fn row_bytes(row: &LogRow) -> i64 {
-    i64::try_from(row.key.len() + row.value.as_ref().map_or(0, Bytes::len)).unwrap_or(i64::MAX)
-}
-
-struct Page {
-    rows: Vec<LogRow>,
-    bytes: i64,
-}
-
-impl Page {
-    /// Adds rows; true when the page is full and ends with a whole revision.
-    fn add(&mut self, rows: Vec<LogRow>, max_bytes: i64) -> bool {
-        for row in rows {
-            let starts_revision = self.rows.last().is_some_and(|last| last.rev.main != row.rev.main);
-            if starts_revision && self.bytes >= max_bytes {
-                return true;
-            }
-            self.bytes += row_bytes(&row);
-            self.rows.push(row);
-        }
-        false
-    }
+/// Bounds a wait.
+pub(super) async fn within<T>(deadline: Duration, answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    let late = || LogError::Unavailable(format!("no answer from PostgreSQL within {deadline:?}"));
+    tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| Err(late()))
 }
 
 impl Reader for PgReader {
     fn values(&self, revs: Vec<Rev>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, LogError>> {
-        Box::pin(async move { self.answered(self.values_of(&revs)).await })
+        Box::pin(async move { self.answered(self.all_values(&revs)).await })
+    }
+
+    fn newest(&self) -> BoxFuture<'_, Result<Revision, LogError>> {
+        Box::pin(self.answered(self.newest_revision()))
     }
 
     fn rows(&self, from: Revision, to: Revision, max_bytes: usize) -> BoxFuture<'_, Result<RowsPage, LogError>> {
-        Box::pin(self.page(from, to, max_bytes))
+        Box::pin(async move { page(&*self.client().await?, from, to, max_bytes, self.options.read_deadline).await })
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<Box<dyn Snapshot>, LogError>> {
+        Box::pin(async move {
+            // Closed with its transaction at the end, not given back.
+            let client = Object::take(self.client().await?);
+            Ok(Box::new(PgSnapshot::begin(client, self.options.read_deadline).await?) as Box<dyn Snapshot>)
+        })
     }
 
     fn delete(&self, epoch: Epoch, revs: Vec<Rev>) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async move {
             let client = self.client().await?;
-            self.answered(compact::delete(&client, epoch, &revs)).await
+            within(self.options.read_deadline.min(DELETE_DEADLINE), compact::delete(&client, epoch, &revs)).await
         })
     }
 

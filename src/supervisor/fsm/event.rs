@@ -92,6 +92,13 @@ pub enum Wish {
     },
     /// End the pause.
     Resume,
+    /// Go on alone until then, whatever the peer does: it is in maintenance (the leader only).
+    PeerAway {
+        /// On this node's clock.
+        until: Millis,
+    },
+    /// The peer counts again.
+    PeerBack,
 }
 
 /// What one node tells the other, ten times a second and when something changes.
@@ -111,6 +118,8 @@ pub struct Heartbeat {
     pub leading: bool,
     /// The sender owns the register but doesn't use any lease, and asks the peer to take over.
     pub released: bool,
+    /// What was released is handed over on purpose: an operator's wish, which a pause of failover doesn't hold up.
+    pub handing_over: bool,
     /// "I won't take over for the lease's length, counted from when I received this heartbeat of yours."
     pub grant: Option<Grant>,
     /// An ASYM value that the owner wants agreed.
@@ -205,6 +214,10 @@ pub enum Note {
     HandsOver,
     /// The peer didn't take over in time.
     HandoverFailed,
+    /// The peer is in maintenance: goes on alone.
+    PeerAway,
+    /// The peer's maintenance has ended.
+    PeerBack,
     /// The data directory is made anew.
     Rebuilds,
     /// The register names this node, whose copy of the data isn't whole: it can't lead, and nobody else may without the operator's word.

@@ -36,12 +36,15 @@ impl State {
 impl Step {
     pub(super) fn follow(&mut self) {
         self.pursue(Goal::Standby { rebuild: !self.state.record.complete });
-        if self.state.pending.is_some() || !self.state.may_take_over() || self.state.paused_until.is_some() {
+        if self.state.pending.is_some() || !self.state.may_take_over() {
             return;
         }
+        // What an operator asks for is done during a pause, too.
+        let paused = self.state.paused_until.is_some();
+        let planned = self.state.peer.is_some_and(|peer| peer.heartbeat.handing_over);
         let (Some(instance), Some(seen)) = (self.state.record.instance, self.state.record.seen) else { return };
-        let asked = self.state.is_asked_to_take_over(self.now) && self.now >= self.state.promised_until;
-        if asked || self.state.misses_leader(self.now) {
+        let asked = self.state.is_asked_to_take_over(self.now) && self.now >= self.state.promised_until && (planned || !paused);
+        if asked || !paused && self.state.misses_leader(self.now) {
             // Always the version after the one that it replaces, however often it is asked for: the owner's agreements skip that one, so
             // that a request that was forgotten and arrives late is older than any of them.
             let new = Register { version: seen.version + 1, epoch: seen.epoch + 1, owner: self.state.me(), mode: Mode::Solo };

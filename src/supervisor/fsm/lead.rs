@@ -7,14 +7,14 @@ use super::step::Step;
 use crate::types::Epoch;
 
 impl State {
-    /// Whether the peer is of no use for replication: unheard, or without a grant for too long, or not streaming.
+    /// Whether the peer is of no use for replication: unheard, or without a grant for too long, or not streaming, or in maintenance.
     pub fn peer_is_lost(&self, now: u64) -> bool {
         let timing = self.setup.timing;
         // The newest heartbeat that the peer has granted: it proves that both directions work.
         let granted_sent_at = self.lease_until.saturating_sub(timing.lease - timing.drift);
         let led_since = self.released_at.unwrap_or(self.started_at);
         let deaf = now >= granted_sent_at.max(self.forgiven_at).max(led_since) + timing.solo_after;
-        deaf || self.peer_confirms_nothing(now)
+        deaf || self.peer_confirms_nothing(now) || self.peer_away_until.is_some()
     }
 
     /// Whether the peer has been waited for for too long.
@@ -58,6 +58,7 @@ impl Step {
         let ended = !state.opened
             && !matches!(state.postgres, Postgres::Primary(_))
             && state.peer_is_ready(self.now)
+            && state.paused_until.is_none()
             && self.now < state.down_since + state.setup.timing.handover;
         state.is_owner() && state.mode() == Some(Mode::Pair) && (state.has_released() || ended)
     }
@@ -103,7 +104,7 @@ impl Step {
             let asked = self.state.pending.is_some_and(|pending| pending.new.mode == Mode::Solo);
             if let Some(answer) = self.state.answer.filter(|answer| !asked && self.state.believes(*answer)) {
                 let new = self.value(Mode::Solo);
-                self.note(Note::PeerLost);
+                self.note_lost_peer();
                 self.swap(answer.instance, answer.version(), new);
             }
             // A peer that grants nothing, because it has asked a witness that nobody hears, can still agree.
@@ -138,10 +139,17 @@ impl Step {
     fn lead_asym(&mut self) {
         if self.state.peer_is_lost(self.now) {
             let solo = self.value(Mode::Solo);
-            self.note(Note::PeerLost);
+            self.note_lost_peer();
             self.adopt(solo, None);
         } else if self.state.peer_is_synchronous(self.now) && self.state.hears_witness(self.now) {
             self.pair();
+        }
+    }
+
+    /// A peer in maintenance isn't lost.
+    fn note_lost_peer(&mut self) {
+        if self.state.peer_away_until.is_none() {
+            self.note(Note::PeerLost);
         }
     }
 

@@ -119,6 +119,8 @@ pub struct State {
     pub took_over_at: Option<Millis>,
     /// No failover by itself until then.
     pub paused_until: Option<Millis>,
+    /// As leader: the peer is in maintenance until then, and not waited for.
+    pub peer_away_until: Option<Millis>,
 }
 
 impl State {
@@ -154,6 +156,7 @@ impl State {
             handover: None,
             took_over_at: None,
             paused_until: None,
+            peer_away_until: None,
         }
     }
 

@@ -63,6 +63,9 @@ impl Step {
         }
         self.state.ticked_at = now;
         self.state.paused_until = self.state.paused_until.filter(|until| now < *until);
+        if self.state.peer_away_until.is_some_and(|until| now >= until) {
+            self.wish(Wish::PeerBack);
+        }
         if self.state.setup.witness && self.state.asked_at.is_none_or(|asked| now >= asked + timing.ask) {
             self.ask();
         }
@@ -185,6 +188,7 @@ impl Step {
                 let able = self.state.phase == Phase::Leader
                     && self.state.opened
                     && self.state.handover.is_none()
+                    && self.state.peer_away_until.is_none()
                     && self.state.mode() != Some(Mode::Solo)
                     && self.state.record.intent.is_none()
                     && (self.state.may_be_alone() || self.state.witness_is_usable(self.now))
@@ -198,6 +202,17 @@ impl Step {
             Wish::AcceptDataLoss => self.take_over_by_force(),
             Wish::Pause { until } => self.state.paused_until = Some(until),
             Wish::Resume => self.state.paused_until = None,
+            Wish::PeerAway { until } => {
+                let able = self.state.phase == Phase::Leader && self.state.opened && self.state.handover.is_none();
+                if able && self.state.peer_away_until.replace(until).is_none() {
+                    self.note(Note::PeerAway);
+                }
+            }
+            Wish::PeerBack => {
+                if self.state.peer_away_until.take().is_some() {
+                    self.note(Note::PeerBack);
+                }
+            }
         }
     }
 
@@ -276,6 +291,7 @@ impl Step {
         self.state.phase = Phase::Follower;
         self.state.opened = false;
         self.state.lease_until = 0;
+        self.state.peer_away_until = None;
         self.state.proposal = None;
         self.state.streamed_at = None;
         self.state.advanced_at = None;
@@ -340,6 +356,7 @@ impl Step {
             instance: state.record.instance,
             leading: state.phase == Phase::Leader && !state.has_released() && !self.releases(),
             released: self.releases(),
+            handing_over: state.has_released(),
             grant: state.granted.filter(|_| state.phase == Phase::Follower),
             proposal: state.proposal,
             ready: state.phase == Phase::Follower && state.record.complete && (streams || warm && standby),

@@ -1,4 +1,6 @@
-//! The clock that leases and promises are measured on.
+//! The clock that leases and promises are measured on; and the calendar, for people and for the number that a new record begins with.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -11,6 +13,12 @@ pub fn now() -> Millis {
     let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has a boot-time clock since 2.6.39");
     let (seconds, nanos) = (since_boot.tv_sec().cast_unsigned(), since_boot.tv_nsec().cast_unsigned());
     seconds * 1000 + nanos / 1_000_000
+}
+
+/// The calendar's milliseconds since 1970; `None` when it is set to before that.
+#[must_use]
+pub fn unix_ms() -> Option<Millis> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|since| Millis::try_from(since.as_millis()).ok())
 }
 
 #[cfg(test)]

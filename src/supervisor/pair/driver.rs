@@ -15,8 +15,9 @@ use super::clock;
 use super::gate::{Gate, Rights};
 use super::history::{History, Takeover};
 use super::link::Link;
-use super::record::{RecordError, RecordFile};
+use super::record::{RecordError, RecordFile, letter};
 use super::status::{NodeStatus, explain};
+use super::virtual_ip::VirtualIpStatus;
 use crate::net::drain::Drain;
 use crate::supervisor::fsm::{
     Action, Event, Goal, NodeId, Note, Phase, Postgres, Record, Register, Setup, State, SwapOutcome, Wish, step,
@@ -26,7 +27,8 @@ use crate::supervisor::postgres::pair::{PairPostgres, Report};
 use crate::types::{Epoch, Millis};
 use crate::witness::backend::Witness;
 
-/// Questions and compare-and-swaps that may be under way to the witness at once; more would only queue up behind a witness that is gone.
+/// Questions that may be under way to the witness at once, and as many compare-and-swaps; more would only queue up behind a witness that is
+/// gone. Counted apart, so that questions to a slow one never keep a takeover from it.
 const WITNESS_CALLS_MAX: usize = 4;
 const ORDERS_MAX: usize = 16;
 /// A peer isn't heard any more when so many heartbeats are missing.
@@ -73,6 +75,8 @@ pub struct Parts {
     pub history: Arc<History>,
     /// The engine serves.
     pub serving: watch::Receiver<bool>,
+    /// How it is with the virtual IP, if there is one.
+    pub virtual_ip: Option<watch::Receiver<VirtualIpStatus>>,
 }
 
 /// The rest of the process's hold on the driver.
@@ -88,6 +92,7 @@ struct Seen {
     cluster: String,
     postgres: Arc<PairPostgres>,
     history: Arc<History>,
+    virtual_ip: Option<watch::Receiver<VirtualIpStatus>>,
 }
 
 /// What the driver knows, for those who only look.
@@ -165,12 +170,20 @@ impl Handle {
         &self.parts.history
     }
 
+    /// Adds to what happened.
+    pub fn note(&self, what: &str, text: String) {
+        self.parts.history.add(&self.views.borrow().state, what, text, None);
+    }
+
     /// The status of now.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
         let details = self.parts.postgres.reports().borrow().details.clone();
         let state = self.views.borrow().state;
-        NodeStatus::of(&state, &self.parts.cluster, details, self.parts.history.last_takeover(), clock::now())
+        let history = &self.parts.history;
+        let status =
+            NodeStatus::of(&state, &self.parts.cluster, details, history.last_takeover(), history.takeovers(), clock::now());
+        NodeStatus { virtual_ip: self.parts.virtual_ip.as_ref().map(|seen| seen.borrow().clone()), ..status }
     }
 }
 
@@ -183,7 +196,8 @@ pub struct Driver {
     views: watch::Sender<View>,
     internal: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
-    witness_calls: Arc<tokio::sync::Semaphore>,
+    questions: Arc<tokio::sync::Semaphore>,
+    swaps: Arc<tokio::sync::Semaphore>,
     clock: TakeoverClock,
 }
 
@@ -197,16 +211,21 @@ impl Driver {
         let state = State::new(parts.setup, record, clock::now());
         let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
         let (views, views_rx) = watch::channel(View { state });
-        let (internal, events) = mpsc::channel(WITNESS_CALLS_MAX + ORDERS_MAX);
-        let seen =
-            Seen { cluster: parts.cluster.clone(), postgres: Arc::clone(&parts.postgres), history: Arc::clone(&parts.history) };
+        let (internal, events) = mpsc::channel(2 * WITNESS_CALLS_MAX + ORDERS_MAX);
+        let seen = Seen {
+            cluster: parts.cluster.clone(),
+            postgres: Arc::clone(&parts.postgres),
+            history: Arc::clone(&parts.history),
+            virtual_ip: parts.virtual_ip.clone(),
+        };
         let driver = Self {
             goal: 0,
             orders: orders_rx,
             views,
             internal: internal.clone(),
             events,
-            witness_calls: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
+            questions: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
+            swaps: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
             clock: TakeoverClock::default(),
             state,
             parts,
@@ -281,8 +300,16 @@ impl Driver {
             }
             Wish::AcceptDataLoss if before.is_owner() => Err("this node is the owner already".to_owned()),
             Wish::AcceptDataLoss => Err("this node has no whole copy of the data".to_owned()),
-            Wish::Pause { until } => Ok(format!("no failover by itself for {} s", until.saturating_sub(now) / 1000)),
+            Wish::Pause { until } => Ok(format!("no failover by itself for {} s", until.saturating_sub(now).div_ceil(1000))),
             Wish::Resume => Ok("failover happens by itself again".to_owned()),
+            Wish::PeerAway { .. } if after.peer_away_until.is_some() => {
+                Ok("goes on alone, and doesn't wait for the peer".to_owned())
+            }
+            Wish::PeerAway { .. } => Err(why_not_alone(&before, now)),
+            Wish::PeerBack if before.peer_away_until.is_some() => {
+                Ok("the peer counts again as soon as it has caught up".to_owned())
+            }
+            Wish::PeerBack => Err("no maintenance is under way here".to_owned()),
         };
         // An operator who went away is no error.
         let _ = order.answer.send(answer);
@@ -293,8 +320,11 @@ impl Driver {
         let now = clock::now();
         let before = Rights::of(&self.state);
         let (next, actions) = step(&self.state, event, now);
+        if matches!(event, Event::Operator(Wish::AcceptDataLoss)) && next.is_owner() && !self.state.is_owner() {
+            self.parts.gate.accept_loss(next.record.seen.map_or(0, |seen| seen.epoch));
+        }
         let after = Rights::of(&next);
-        self.clock.stepped(&self.state, &next, &actions, now);
+        self.clock.stepped(&next, &actions, now);
         self.state = next;
         self.parts.gate.set(before.and(after));
         self.perform(actions).await?;
@@ -327,7 +357,7 @@ impl Driver {
 
     fn ask(&self) {
         let Some(witness) = self.parts.witness.clone() else { return };
-        let Ok(permit) = Arc::clone(&self.witness_calls).try_acquire_owned() else { return };
+        let Ok(permit) = Arc::clone(&self.questions).try_acquire_owned() else { return };
         let internal = self.internal.clone();
         tokio::spawn(async move {
             let _permit = permit;
@@ -341,7 +371,7 @@ impl Driver {
     fn swap(&self, instance: u64, expected: u64, new: Register) {
         let Some(witness) = self.parts.witness.clone() else { return };
         // Without a permit it is as if it had been lost on the way: it is sent again.
-        let Ok(permit) = Arc::clone(&self.witness_calls).try_acquire_owned() else { return };
+        let Ok(permit) = Arc::clone(&self.swaps).try_acquire_owned() else { return };
         let internal = self.internal.clone();
         tokio::spawn(async move {
             let _permit = permit;
@@ -366,13 +396,26 @@ impl Driver {
 
 fn why_no_switchover(state: &State, now: Millis) -> String {
     if state.phase != Phase::Leader {
-        return format!("this node doesn't lead; ask node {}", super::record::letter(state.me().peer()));
+        return format!("this node doesn't lead; ask node {}", letter(state.me().peer()));
     }
     if state.handover.is_some() {
         return "a switchover is under way already".to_owned();
     }
+    if state.peer_away_until.is_some() {
+        return format!("node {} is in maintenance; duet maintenance --end brings it back", letter(state.me().peer()));
+    }
     if !state.peer_is_synchronous(now) {
         return format!("the peer is not in step, so it can't take over. {}", explain(state, now));
+    }
+    format!("not at this moment. {}", explain(state, now))
+}
+
+fn why_not_alone(state: &State, now: Millis) -> String {
+    if state.phase != Phase::Leader {
+        return format!("this node doesn't lead; ask node {}", letter(state.me().peer()));
+    }
+    if state.handover.is_some() {
+        return "a switchover is under way".to_owned();
     }
     format!("not at this moment. {}", explain(state, now))
 }
@@ -393,10 +436,11 @@ struct UnderWay {
 }
 
 impl TakeoverClock {
-    fn stepped(&mut self, before: &State, after: &State, actions: &[Action], now: Millis) {
+    fn stepped(&mut self, after: &State, actions: &[Action], now: Millis) {
         if actions.contains(&Action::Note(Note::TakesOver)) {
-            let released = before.peer.is_some_and(|peer| peer.heartbeat.released);
-            let sign = before.peer.map_or(now, |peer| peer.heard_at);
+            // The heartbeat that asked for it, if one did, is the newest.
+            let released = after.peer.is_some_and(|peer| peer.heartbeat.released);
+            let sign = after.peer.map_or(now, |peer| peer.heard_at);
             self.0 = Some(UnderWay { unplanned: !released, sign, asked: now, owned: None, promoted: None, opened: None });
         }
         let Some(under_way) = &mut self.0 else { return };

@@ -24,6 +24,8 @@ pub struct Rights {
     pub read_until: Millis,
     /// The epoch that the pair is in.
     pub epoch: Epoch,
+    /// The epoch that an operator has begun by accepting the loss of data; 0 if none was.
+    pub lossy: Epoch,
 }
 
 impl Rights {
@@ -38,6 +40,7 @@ impl Rights {
             not_before: state.promised_until,
             read_until,
             epoch: state.record.seen.map_or(0, |seen| seen.epoch),
+            lossy: 0,
         }
     }
 
@@ -50,6 +53,7 @@ impl Rights {
             not_before: self.not_before.max(other.not_before),
             read_until: self.read_until.min(other.read_until),
             epoch: self.epoch.max(other.epoch),
+            lossy: self.lossy.max(other.lossy),
         }
     }
 
@@ -80,10 +84,23 @@ impl Gate {
     /// Changes the rights; for the driver alone.
     pub(super) fn set(&self, rights: Rights) {
         self.0.send_if_modified(|present| {
+            let rights = Rights { lossy: present.lossy, ..rights };
             let changed = *present != rights;
             *present = rights;
             changed
         });
+    }
+
+    /// Remembers that an operator has accepted, by beginning this epoch, that what was shown to clients may be gone.
+    pub(super) fn accept_loss(&self, epoch: Epoch) {
+        self.0.send_modify(|rights| rights.lossy = epoch);
+    }
+
+    /// Whether the present epoch began that way.
+    #[must_use]
+    pub fn may_lose_published(&self) -> bool {
+        let rights = self.rights();
+        rights.lossy != 0 && rights.lossy == rights.epoch
     }
 
     /// The rights of now.
@@ -115,7 +132,7 @@ impl Gate {
 mod tests {
     use super::*;
 
-    const OPEN: Rights = Rights { owns: true, open: true, not_before: 100, read_until: 500, epoch: 1 };
+    const OPEN: Rights = Rights { owns: true, open: true, not_before: 100, read_until: 500, epoch: 1, lossy: 0 };
 
     #[test]
     fn a_lease_that_ran_out_stops_reads_and_not_acknowledgements() {

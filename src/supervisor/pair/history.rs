@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::clock;
 use super::record::letter;
 use crate::supervisor::fsm::{Note, State};
 use crate::types::{Epoch, Millis};
@@ -55,6 +55,29 @@ pub struct Takeover {
     pub serve_ms: Millis,
 }
 
+impl Takeover {
+    /// Names and milliseconds of the phases, in their order.
+    #[must_use]
+    pub fn phases(&self) -> [(&'static str, Millis); 5] {
+        [
+            ("detect", self.detect_ms),
+            ("decide", self.decide_ms),
+            ("promote", self.promote_ms),
+            ("open", self.open_ms),
+            ("serve", self.serve_ms),
+        ]
+    }
+}
+
+/// How many takeovers this process has carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Takeovers {
+    /// The leader asked for them.
+    pub planned: u64,
+    /// The leader was missed.
+    pub unplanned: u64,
+}
+
 /// The history; safe to share.
 #[derive(Debug)]
 pub struct History {
@@ -67,6 +90,7 @@ struct Inner {
     newest: VecDeque<Entry>,
     file: Option<File>,
     bytes: u64,
+    takeovers: Takeovers,
 }
 
 impl History {
@@ -80,7 +104,7 @@ impl History {
         }
         let surplus = newest.len().saturating_sub(IN_MEMORY_MAX);
         newest.drain(..surplus);
-        Self { dir: dir.to_path_buf(), inner: Mutex::new(Inner { newest, file: None, bytes: 0 }) }
+        Self { dir: dir.to_path_buf(), inner: Mutex::new(Inner { newest, ..Inner::default() }) }
     }
 
     /// The newest entries, oldest first.
@@ -95,16 +119,27 @@ impl History {
         self.inner.lock().newest.iter().rev().find(|entry| entry.takeover.is_some()).cloned()
     }
 
+    /// How many takeovers were added since the process started.
+    #[must_use]
+    pub fn takeovers(&self) -> Takeovers {
+        self.inner.lock().takeovers
+    }
+
     /// Adds an entry, logs it, and writes it. A disk that refuses it costs the entry only.
     pub fn add(&self, state: &State, what: &str, text: String, takeover: Option<Takeover>) {
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|at| u64::try_from(at.as_millis()).ok());
         let epoch = state.record.seen.map_or(0, |seen| seen.epoch);
         tracing::info!(target: "duet::pair", what, epoch, "{text}");
-        let entry = Entry { at_ms: at_ms.unwrap_or(0), node: letter(state.me()), epoch, what: what.to_owned(), text, takeover };
+        let at_ms = clock::unix_ms().unwrap_or(0);
+        let entry = Entry { at_ms, node: letter(state.me()), epoch, what: what.to_owned(), text, takeover };
         let mut inner = self.inner.lock();
         if let Err(error) = self.write(&mut inner, &entry) {
             tracing::debug!(%error, "the history could not be written");
             inner.file = None;
+        }
+        match takeover {
+            Some(takeover) if takeover.unplanned => inner.takeovers.unplanned += 1,
+            Some(_) => inner.takeovers.planned += 1,
+            None => {}
         }
         inner.newest.push_back(entry);
         if inner.newest.len() > IN_MEMORY_MAX {
@@ -159,6 +194,8 @@ fn tell(note: Note) -> (&'static str, &'static str) {
         ),
         Note::HandsOver => ("hands-over", "requests are held for a switchover"),
         Note::HandoverFailed => ("handover-failed", "the peer did not take over in time: going on here"),
+        Note::PeerAway => ("peer-away", "the peer is in maintenance: going on alone, and not waiting for it"),
+        Note::PeerBack => ("peer-back", "the peer's maintenance has ended: both are a pair again as soon as it has caught up"),
         Note::Rebuilds => ("rebuilds", "this node's copy can't be used: it is made anew from the leader's"),
         Note::OwnsNothing => (
             "owns-nothing",
@@ -190,6 +227,8 @@ mod tests {
         let again = History::open(dir.path());
         assert_eq!(again.newest(), history.newest());
         assert_eq!(again.last_takeover().unwrap().takeover, Some(takeover));
+        assert_eq!(history.takeovers(), Takeovers { planned: 0, unplanned: 1 });
+        assert_eq!(again.takeovers(), Takeovers::default(), "they are counted from the process's start");
     }
 
     #[test]

@@ -32,7 +32,7 @@ const KEYS_MAX: usize = 4;
 /// How long an introduction may take.
 const INTRODUCE_DEADLINE: Duration = Duration::from_millis(1000);
 /// Between two introductions that failed.
-const INTRODUCE_PAUSE: Duration = Duration::from_millis(50);
+const INTRODUCE_PAUSE: Duration = Duration::from_millis(20);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Why a link can't be made.

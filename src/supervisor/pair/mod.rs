@@ -8,8 +8,13 @@
 //! | `log` | the store's log behind the gate: no session for writing before the gate is open |
 //! | `record` | the node's record, durable before whatever rests on it |
 //! | `link`, `datagram` | heartbeats: authenticated datagrams, keyed over the peer's gRPC port |
+//! | `replication` | the follower's memory follows the leader's: both ends of that stream |
 //! | `history` | what happened when, for people; each failover by phase |
 //! | `status` | what `duet status` shows |
+//! | `metrics` | the same as figures, on `/metrics` |
+//! | `hooks` | the operator's program, told of each change of this node's part |
+//! | `drill` | a node that is killed for a drill, and back |
+//! | `virtual_ip` | an address that is where the leader is |
 //! | `admin` | what operators ask of a node |
 //! | `clock` | the boot-time clock |
 //!
@@ -21,10 +26,15 @@
 pub mod admin;
 pub mod clock;
 mod datagram;
+pub mod drill;
 pub mod driver;
 pub mod gate;
 pub mod history;
+pub mod hooks;
 pub mod link;
 pub mod log;
+pub mod metrics;
 pub mod record;
+pub mod replication;
 pub mod status;
+pub mod virtual_ip;

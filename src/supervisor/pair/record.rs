@@ -6,10 +6,10 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::clock;
 use crate::supervisor::fsm::{Intent, Mode, NodeId, Record, Register};
 use crate::supervisor::postgres::write_durably;
 
@@ -150,9 +150,8 @@ impl RecordFile {
     pub fn open(dir: &Path, cluster: &str, node: NodeId) -> Result<(Self, Record), RecordError> {
         let file = Self { dir: dir.to_path_buf(), cluster: cluster.to_owned(), node };
         // The peer may have heard numbers of this disk's predecessor: a new record begins beyond them.
-        let calendar = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|now| u64::try_from(now.as_millis()).ok());
         let mut record = file.load()?.unwrap_or_default();
-        record.process = (record.process + 1).max(if record.process == 0 { calendar.unwrap_or(1) } else { 0 });
+        record.process = (record.process + 1).max(if record.process == 0 { clock::unix_ms().unwrap_or(1) } else { 0 });
         file.save(&record)?;
         Ok((file, record))
     }

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::history::Entry;
+use super::history::{Entry, Takeovers};
 use super::record::letter;
+use super::virtual_ip::VirtualIpStatus;
 use crate::supervisor::fsm::{Goal, Mode, NodeId, Phase, Postgres, State, Sync};
 use crate::supervisor::postgres::pair::Details;
 use crate::types::{Epoch, Millis};
@@ -47,10 +48,19 @@ pub struct NodeStatus {
     pub handing_over: bool,
     /// No failover by itself for so long.
     pub paused_for_ms: Option<Millis>,
+    /// The peer is in maintenance for so long: the leader goes on alone on purpose.
+    #[serde(default)]
+    pub peer_away_for_ms: Option<Millis>,
     /// Which losses the pair survives now.
     pub survives: Survives,
     /// The last takeover that this node carried out.
     pub last_takeover: Option<Entry>,
+    /// How many takeovers this node's process has carried out.
+    #[serde(default)]
+    pub takeovers: Takeovers,
+    /// How it is with the virtual IP on this node, if there is one.
+    #[serde(default)]
+    pub virtual_ip: Option<VirtualIpStatus>,
     /// Why this node, if it follows, doesn't take over at this moment; or what the leader waits for.
     pub explanation: String,
 }
@@ -85,7 +95,14 @@ pub struct Survives {
 impl NodeStatus {
     /// The view that `state` is.
     #[must_use]
-    pub fn of(state: &State, cluster: &str, details: Details, last_takeover: Option<Entry>, now: Millis) -> Self {
+    pub fn of(
+        state: &State,
+        cluster: &str,
+        details: Details,
+        last_takeover: Option<Entry>,
+        takeovers: Takeovers,
+        now: Millis,
+    ) -> Self {
         let seen = state.record.seen;
         Self {
             cluster: cluster.to_owned(),
@@ -106,8 +123,11 @@ impl NodeStatus {
             lease_left_ms: (state.phase == Phase::Leader && !state.may_be_alone()).then(|| state.lease_until.saturating_sub(now)),
             handing_over: state.handover.is_some(),
             paused_for_ms: state.paused_until.map(|until| until.saturating_sub(now)),
+            peer_away_for_ms: state.peer_away_until.map(|until| until.saturating_sub(now)),
             survives: survives(state, now),
             last_takeover,
+            takeovers,
+            virtual_ip: None,
             explanation: explain(state, now),
         }
     }
@@ -167,11 +187,8 @@ fn witness(state: &State, now: Millis) -> WitnessStatus {
     match state.answer {
         _ if !state.setup.witness => WitnessStatus::None,
         Some(answer) if state.hears_witness(now) => {
-            if state.believes(answer) {
-                WitnessStatus::Answers
-            } else {
-                WitnessStatus::NotBelieved
-            }
+            // An answer that is older than what the peer has told since is out of date, and nothing worse.
+            if state.record.instance == Some(answer.instance) { WitnessStatus::Answers } else { WitnessStatus::NotBelieved }
         }
         _ => WitnessStatus::Silent,
     }
@@ -187,7 +204,7 @@ fn survives(state: &State, now: Millis) -> Survives {
     let mode = state.mode().unwrap_or(seen.mode);
     // (of the owner, of the other node, of the witness)
     let (owner, other, third) = match mode {
-        Mode::Pair => (witness && useful, witness, useful || !state.setup.witness),
+        Mode::Pair => (witness && useful && state.paused_until.is_none(), witness, useful || !state.setup.witness),
         Mode::Solo | Mode::Asym => (false, true, true),
     };
     let (owner_name, other_name) = (letter(seen.owner), letter(seen.owner.peer()));
@@ -199,9 +216,17 @@ fn survives(state: &State, now: Millis) -> Survives {
         Mode::Pair if owner && other => format!(
             "The pair survives the loss of {owner_name} or of {other_name}; not that of the witness as long as the nodes don't hear each other."
         ),
+        Mode::Pair if useful && other && state.paused_until.is_some() => format!(
+            "Failover is paused: the pair survives the loss of {other_name}{}, and stops without {owner_name} until duet resume.",
+            if third { " or of the witness" } else { "" }
+        ),
         Mode::Pair => format!(
             "The pair survives no further loss of a node: {}.",
             if witness { format!("{other_name} isn't ready to take over") } else { "the witness isn't heard".to_owned() }
+        ),
+        Mode::Solo if state.peer_away_until.is_some() => format!(
+            "{other_name} is in maintenance and {owner_name} goes on alone: the pair survives the loss of {other_name} or of the witness, and \
+             stops without {owner_name}."
         ),
         Mode::Solo => format!(
             "Only {owner_name} has everything: the pair survives the loss of {other_name} or of the witness, and stops without {owner_name}."
@@ -230,6 +255,9 @@ pub fn explain(state: &State, now: Millis) -> String {
             ),
         },
         Phase::Leader if state.may_acknowledge(now) => match state.mode() {
+            Some(Mode::Solo) if state.peer_away_until.is_some() => {
+                format!("Leads alone, because node {peer} is in maintenance (duet maintenance --end).")
+            }
             Some(Mode::Solo) => format!("Leads alone, because node {peer} isn't there or hasn't caught up yet."),
             Some(Mode::Asym) => "Leads with the peer in step; without a witness only this node may go on alone.".to_owned(),
             _ => "Leads with the peer in step.".to_owned(),

@@ -22,6 +22,7 @@ use super::{
     log,
     user::Account,
 };
+use crate::telemetry::systemd::VARIABLES;
 
 /// A WAL segment: PostgreSQL's default, in MiB.
 const WAL_SEGMENT_MIB: usize = 16;
@@ -31,12 +32,18 @@ const WAL_SEGMENTS: u32 = 8;
 const FREE_BYTES_MIN: u64 = 1 << 30;
 const STEP_DEADLINE: Duration = Duration::from_secs(120);
 
-/// A command of PostgreSQL's that runs as `account` and doesn't see settings meant for somebody else's psql.
+/// A command of PostgreSQL's that runs as `account` and doesn't see settings meant for somebody else's psql, nor systemd's messages to Duet:
+/// a PostgreSQL would answer them, and be taken for it.
 pub fn command(program: &Path, account: &Account) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
-        if name_text.starts_with("PG") || name_text.starts_with("LC_") || name_text == "LANG" || name_text == "LANGUAGE" {
+        if VARIABLES.contains(&&*name_text)
+            || name_text.starts_with("PG")
+            || name_text.starts_with("LC_")
+            || name_text == "LANG"
+            || name_text == "LANGUAGE"
+        {
             command.env_remove(&name);
         }
     }

@@ -82,15 +82,16 @@ func (w *writers) acknowledge(note func()) {
 }
 
 // more waits until n more writes have been acknowledged.
-func (w *writers) more(t *testing.T, datastore *testserver.Server, n int64) {
+func (w *writers) more(t *testing.T, datastore interface{ Ended() error }, n int64) {
 	t.Helper()
 	deadline := time.After(patience)
 	for target := w.acknowledged.Load() + n; w.acknowledged.Load() < target; {
+		if err := datastore.Ended(); err != nil {
+			t.Fatal(err)
+		}
 		select {
 		case <-deadline:
 			t.Fatalf("only %d of %d more writes were acknowledged within %v", n-(target-w.acknowledged.Load()), n, patience)
-		case <-datastore.Gone():
-			t.Fatal("the datastore's process has ended by itself")
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

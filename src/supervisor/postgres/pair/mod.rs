@@ -6,6 +6,7 @@
 //! | `primary` | starting, promoting, and what commits wait for |
 //! | `standby` | following: as it is, rewound, or from a new copy |
 //! | `copy` | pg_rewind and pg_basebackup, and what is left when they are interrupted |
+//! | `inspect` | what it is set to, for `duet check` |
 //! | `probe` | what PostgreSQL says of itself, and whether it answers at all |
 //!
 //! Invariants: a report that bears a goal's number shows nothing that was found while an earlier goal was pursued; every start has
@@ -15,6 +16,7 @@
 //! It deliberately doesn't decide which goal is right, and never cancels a statement.
 
 mod copy;
+mod inspect;
 mod primary;
 mod probe;
 mod role;
@@ -34,6 +36,7 @@ use super::{Network, Postgres, PostgresOptions, StartError, Stopped};
 use crate::supervisor::fsm::{self, Goal, NodeId};
 
 pub use super::network::PairTls;
+pub use inspect::{Inspection, Slot};
 
 /// Between two looks at a running PostgreSQL.
 const LOOK: Duration = Duration::from_millis(50);
@@ -128,8 +131,8 @@ struct Shared {
 }
 
 impl PairPostgres {
-    /// Locks the data directory and finds the binaries; ends what an earlier run left. Starts nothing. To be called where its tasks are
-    /// to run.
+    /// Locks the data directory and finds the binaries. Starts nothing; what an earlier run left is being ended when it returns, because
+    /// the peer needn't wait for that. To be called where its tasks are to run.
     ///
     /// # Errors
     /// As [`Postgres::open`].
@@ -148,7 +151,6 @@ impl PairPostgres {
             tls: options.tls,
         };
         let postgres = Postgres::open(PostgresOptions { network: Some(network.clone()), ..options.postgres }).await?;
-        postgres.end_leftovers().await?;
         // pg_basebackup needs them before there is a data directory.
         network.install_tls(&postgres.data_dir, &postgres.account)?;
         let details = Details { version: postgres.version().to_string(), ..Details::default() };
@@ -177,6 +179,7 @@ impl PairPostgres {
     /// # Errors
     /// initdb's.
     pub async fn begin_data(&self) -> Result<(), StartError> {
+        self.shared.postgres.end_leftovers().await?;
         self.shared.postgres.begin_data().await
     }
 
@@ -214,9 +217,14 @@ impl Drop for PairPostgres {
 
 /// Pursues whatever the goal is, until the goals end.
 async fn manage(shared: Arc<Shared>, mut goals: watch::Receiver<Numbered>) {
+    // Nothing else touches the directory before every process of an earlier run has ended. Nobody acknowledges what those still do.
+    while let Err(error) = shared.postgres.end_leftovers().await {
+        Pursuit::new(&shared, *goals.borrow()).trouble(error.to_string());
+        tokio::time::sleep(PAUSE).await;
+    }
     loop {
         let numbered = *goals.borrow_and_update();
-        let pursuit = Pursuit { shared: &shared, number: numbered.number, copied: AtomicBool::new(false) };
+        let pursuit = Pursuit::new(&shared, numbered);
         let pursue = async {
             match numbered.goal {
                 Goal::Stopped => pursuit.stopped().await,
@@ -240,7 +248,11 @@ struct Pursuit<'a> {
     copied: AtomicBool,
 }
 
-impl Pursuit<'_> {
+impl<'a> Pursuit<'a> {
+    fn new(shared: &'a Arc<Shared>, goal: Numbered) -> Self {
+        Self { shared, number: goal.number, copied: AtomicBool::new(false) }
+    }
+
     fn report(&self, postgres: fsm::Postgres) {
         self.report_with(postgres, false);
     }

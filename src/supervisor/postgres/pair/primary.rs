@@ -34,6 +34,8 @@ impl Pursuit<'_> {
                 Ok(()) => {}
                 Err(why) => {
                     self.trouble(why);
+                    // The peer needn't wait until what doesn't answer has been ended: nothing that it still does is acknowledged.
+                    self.report(fsm::Postgres::Down);
                     self.end().await;
                 }
             }

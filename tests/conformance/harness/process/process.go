@@ -80,6 +80,9 @@ func (p *Process) Gone() <-chan struct{} { return p.gone }
 // Err is why the process ended; it may be asked after Gone is closed.
 func (p *Process) Err() error { return p.err }
 
+// PID is the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Kill ends the process with SIGKILL and waits until it is gone.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Signal(syscall.SIGKILL)

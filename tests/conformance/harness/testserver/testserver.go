@@ -180,10 +180,7 @@ func launch(options Options, fromTemplate bool) (launched *Server, failed error)
 // Restart starts the server's process on the store and the ports that it had. The process must be gone.
 func (s *Server) Restart() error {
 	cmd := exec.Command(s.binary, s.arguments()...)
-	// Both read settings from the environment; what chooses the server is not meant for it.
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return strings.HasPrefix(variable, "ETCD_") || strings.HasPrefix(variable, "DUET_")
-	})
+	cmd.Env = Environment()
 	started, err := process.Start(cmd, s.log, readyLine)
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", s.binary, err)
@@ -198,6 +195,13 @@ func (s *Server) Restart() error {
 		started.Kill()
 		return fmt.Errorf("%s %s was not ready after %v", s.binary, strings.Join(cmd.Args[1:], " "), startTimeout)
 	}
+}
+
+// Environment is this process's, without what servers would take for their settings: what chooses the server is not meant for it.
+func Environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "ETCD_") || strings.HasPrefix(variable, "DUET_")
+	})
 }
 
 func (s *Server) arguments() []string {
@@ -244,6 +248,16 @@ func (s *Server) Log() string { return s.log.Tail() }
 // Gone is closed when the running process has ended, whoever ended it.
 func (s *Server) Gone() <-chan struct{} { return s.process.Gone() }
 
+// Ended says why the running process has ended; nil while it runs.
+func (s *Server) Ended() error {
+	select {
+	case <-s.process.Gone():
+		return fmt.Errorf("the datastore's process has ended: %v", s.process.Err())
+	default:
+		return nil
+	}
+}
+
 // Kill ends the process with SIGKILL and waits until it is gone. Its PostgreSQL, if it has one, stays.
 func (s *Server) Kill() { s.process.Kill() }
 
@@ -269,9 +283,12 @@ func (s *Server) Close() error {
 }
 
 // PostgresPID returns the pid of the running PostgreSQL whose data directory is below the server's.
-func (s *Server) PostgresPID() (int, error) {
+func (s *Server) PostgresPID() (int, error) { return PostgresBelow(s.Dir) }
+
+// PostgresBelow returns the pid of the running PostgreSQL whose data directory is below dir.
+func PostgresBelow(dir string) (int, error) {
 	var found []int
-	_ = filepath.WalkDir(s.Dir, func(path string, entry os.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
 		if err != nil {
 			return nil
 		}
@@ -283,7 +300,7 @@ func (s *Server) PostgresPID() (int, error) {
 		return nil
 	})
 	if len(found) != 1 {
-		return 0, fmt.Errorf("%d running PostgreSQL below %s, expected one", len(found), s.Dir)
+		return 0, fmt.Errorf("%d running PostgreSQL below %s, expected one", len(found), dir)
 	}
 	return found[0], nil
 }

@@ -46,6 +46,12 @@ type Cluster struct {
 // Start starts a kube-apiserver on the datastore and waits until it is ready. Flags come last on its command line.
 func Start(t testing.TB, datastore *testserver.Server, flags ...string) *Cluster {
 	t.Helper()
+	return StartOn(t, datastore.ClientURL, flags...)
+}
+
+// StartOn is Start for a datastore with these endpoints, separated by commas.
+func StartOn(t testing.TB, endpoints string, flags ...string) *Cluster {
+	t.Helper()
 	c := &Cluster{directory: t.TempDir(), port: testserver.FreePort()}
 	c.write(t, "tokens.csv", token+",admin,1,system:masters\n")
 	c.write(t, "sa.key", newRSAKey(t))
@@ -72,7 +78,7 @@ current-context: x
 	}
 	begun := time.Now()
 	apiserver := c.run(t, "kube-apiserver", append([]string{
-		"--etcd-servers=" + datastore.ClientURL,
+		"--etcd-servers=" + endpoints,
 		"--secure-port=" + strconv.Itoa(c.port), "--bind-address=127.0.0.1", "--cert-dir=" + c.directory,
 		"--service-account-issuer=https://k", "--service-account-key-file=" + c.path("sa.key"),
 		"--service-account-signing-key-file=" + c.path("sa.key"), "--token-auth-file=" + c.path("tokens.csv"),

@@ -1,0 +1,130 @@
+//! What the nodes say, for people: the table of `duet status`, the lines of `duet history`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::nodes::Statuses;
+use crate::config::ByteSize;
+use crate::config::units::format_duration;
+use crate::supervisor::pair::history::Entry;
+use crate::supervisor::pair::status::WitnessStatus;
+use crate::supervisor::pair::virtual_ip::Hold;
+use crate::types::Millis;
+
+/// The table of `duet status`, and the sentences below it.
+pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{:5} {:9} {:5} {:5} {:>5}  {:22} {:>4}  {:>12} {:>9}  {:12} DOING",
+        "NODE", "ROLE", "OPEN", "MODE", "EPOCH", "POSTGRESQL", "TL", "WAL", "LAG", "WITNESS"
+    );
+    for (name, status) in names.iter().zip(statuses) {
+        let _ = match status {
+            Err(why) => writeln!(out, "{name:5} {why}"),
+            Ok(status) => {
+                let details = &status.details;
+                let lag = match (status.role.as_str(), details.peer_flushed) {
+                    ("leader", Some(flushed)) => ByteSize(details.flushed.saturating_sub(flushed)).rounded(),
+                    ("leader", None) => "no peer".to_owned(),
+                    _ => ByteSize(details.flushed.saturating_sub(details.replayed)).rounded(),
+                };
+                writeln!(
+                    out,
+                    "{:5} {:9} {:5} {:5} {:>5}  {:22} {:>4}  {:>12} {:>9}  {:12} {}",
+                    status.node,
+                    status.role,
+                    if status.open { "yes" } else { "no" },
+                    status.mode.as_deref().unwrap_or("-"),
+                    status.epoch,
+                    status.postgres.split(',').next().unwrap_or_default(),
+                    details.timeline,
+                    format!("{:X}/{:X}", details.flushed >> 32, details.flushed & 0xffff_ffff),
+                    lag,
+                    match status.witness {
+                        WitnessStatus::None => "none",
+                        WitnessStatus::Answers => "answers",
+                        WitnessStatus::Silent => "SILENT",
+                        WitnessStatus::NotBelieved => "NOT BELIEVED",
+                    },
+                    details.doing.as_deref().or(details.trouble.as_deref()).unwrap_or("-"),
+                )
+            }
+        };
+    }
+    // The leader knows best.
+    let best = statuses.iter().flatten().max_by_key(|status| (status.open, status.epoch));
+    if let Some(best) = best {
+        let _ = writeln!(out, "\n{}", best.survives.sentence);
+        for status in statuses.iter().flatten() {
+            let virtual_ip = status.virtual_ip.as_ref();
+            if let Some(ip) = virtual_ip.filter(|ip| ip.state == Hold::Held) {
+                let _ = writeln!(out, "Node {} has the virtual IP {} on {}.", status.node, ip.address, ip.interface);
+            }
+            if let Some((ip, trouble)) = virtual_ip.and_then(|ip| Some((ip, ip.trouble.as_ref()?))) {
+                let _ = writeln!(out, "Node {} can't take the virtual IP {}: {trouble}.", status.node, ip.address);
+            }
+            if let Some(paused) = status.paused_for_ms {
+                let _ = writeln!(out, "Node {}: failover is paused for another {}.", status.node, duration(paused));
+            }
+            if let Some(away) = status.peer_away_for_ms {
+                let _ = writeln!(out, "The other node's maintenance ends in {} at the latest.", duration(away));
+            }
+        }
+        let last = statuses.iter().flatten().filter_map(|status| status.last_takeover.as_ref()).max_by_key(|entry| entry.at_ms);
+        if let Some(last) = last {
+            let _ = writeln!(out, "Last takeover: {}, node {}: {}.", when(last.at_ms), last.node, last.text);
+        }
+    }
+    out
+}
+
+/// A line of `duet history`.
+pub(super) fn entry(entry: &Entry) -> String {
+    format!("{}  {}  epoch {:<4} {:16} {}", when(entry.at_ms), entry.node, entry.epoch, entry.what, entry.text)
+}
+
+/// Whole seconds, in the way in which durations are written on the command line.
+pub(super) fn duration(ms: Millis) -> String {
+    format_duration(Duration::from_secs(ms.div_ceil(1000)))
+}
+
+/// The calendar's time in UTC.
+pub(super) fn when(at_ms: u64) -> String {
+    let seconds = i64::try_from(at_ms / 1000).unwrap_or(0);
+    let time = nix::libc::time_t::from(seconds);
+    let mut broken_down = std::mem::MaybeUninit::<nix::libc::tm>::uninit();
+    // SAFETY: both pointers are valid for the call, which writes all of the second one's target or returns null.
+    let tm = unsafe {
+        if nix::libc::gmtime_r(&raw const time, broken_down.as_mut_ptr()).is_null() {
+            return at_ms.to_string();
+        }
+        broken_down.assume_init()
+    };
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        tm.tm_year + 1900,
+        tm.tm_mon + 1,
+        tm.tm_mday,
+        tm.tm_hour,
+        tm.tm_min,
+        tm.tm_sec,
+        at_ms % 1000
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_never_told_as_nothing() {
+        assert_eq!([1, 1000, 1001, 4 * 3_600_000].map(duration), ["1s", "1s", "2s", "4h"]);
+    }
+
+    #[test]
+    fn times_are_the_calendar_s() {
+        assert_eq!(when(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(when(0), "1970-01-01T00:00:00.000Z");
+    }
+}

@@ -1,0 +1,160 @@
+//! What operators do with a pair: planned moves while failover is paused, a node that is taken out and comes back, checks and drills.
+
+use std::os::unix::fs::PermissionsExt;
+
+use duet::supervisor::pair::status::NodeStatus;
+use etcd_client::{Client, GetOptions};
+use serde_json::Value;
+
+use crate::pair::{A, B, Pair, leader_of};
+use crate::{assert_sound, load, seed};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_failover_is_paused_a_switchover_is_made_and_a_lost_leader_is_not_replaced() {
+    let mut pair = Pair::start().await;
+    let former = pair.until_paired().await;
+    let said = pair.operate(former, &["pause", "10m"]).await.unwrap();
+    assert!(said.contains("Failover is paused"), "{said}");
+    let said = pair.operate(former, &["switchover"]).await.unwrap();
+    assert!(said.contains("stops without"), "it says what the pair survives during the pause: {said}");
+    let leader = leader_of(&pair.statuses(former).await).expect("one leads");
+    assert_eq!(leader, 1 - former);
+
+    pair.lose(leader);
+    let missed = |all: &[NodeStatus]| all.iter().any(|one| one.peer_heard_ms_ago.is_some_and(|ago| ago > 3000));
+    let statuses = pair.until("missed", missed).await;
+    assert_eq!(leader_of(&statuses), None, "{statuses:#?}");
+    assert!(statuses[0].explanation.contains("failover is paused"), "{}", statuses[0].explanation);
+    pair.operate(former, &["resume"]).await.unwrap();
+    pair.until_open(former).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_taken_out_is_not_waited_for_until_its_maintenance_ends() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let out = pair.until_paired().await;
+    let stays = 1 - out;
+    let said = pair.operate(out, &["maintenance"]).await.unwrap();
+    assert!(said.contains("can be stopped now"), "{said}");
+    assert_eq!(pair.figures(stays).await["duet_pair_maintenance"], 1.0);
+    let refused = pair.operate(out, &["switchover"]).await.unwrap_err();
+    assert!(refused.contains("in maintenance"), "{refused}");
+
+    pair.lose(out);
+    load.progress(100).await;
+    pair.start_node(out);
+    // It follows and has everything, and still isn't counted on.
+    let caught_up = |all: &[NodeStatus]| {
+        all.len() == 2 && all.iter().any(|one| one.open && one.peer_ready && one.details.peer_flushed.is_some())
+    };
+    let statuses = pair.until("caught up", caught_up).await;
+    assert!(statuses.iter().all(|one| one.mode.as_deref() == Some("SOLO")), "{statuses:#?}");
+    let said = pair.operate(out, &["maintenance", "--end"]).await.unwrap();
+    assert!(said.contains("any one of them"), "{said}");
+    assert_eq!(pair.until_paired().await, stays);
+    assert_eq!(pair.figures(stays).await["duet_pair_maintenance"], 0.0);
+    let refused = pair.operate(out, &["maintenance", "--end"]).await.unwrap_err();
+    assert!(refused.contains("no node is in maintenance"), "{refused}");
+    assert_sound(&pair, load, seed).await;
+}
+
+/// A check's exit code, and its lines.
+async fn check(pair: &Pair) -> (i32, Vec<Value>) {
+    let (code, said, complained) = pair.run(A, &["check", "--json"]).await;
+    (code, serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}{complained}")))
+}
+
+/// The worst level of what was found about `about`'s `check`.
+fn level<'a>(lines: &'a [Value], about: &str, check: &str) -> &'a str {
+    let levels = lines.iter().filter(|line| line["about"] == about && line["check"] == check);
+    let levels: Vec<&str> = levels.map(|line| line["level"].as_str().unwrap()).collect();
+    ["fail", "warn", "ok"].into_iter().find(|level| levels.contains(level)).unwrap_or_else(|| panic!("no {check} of {about}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_finds_what_is_wrong_on_either_node_and_says_the_way_out() {
+    let mut pair = Pair::start().await;
+    let (_, lines) = check(&pair).await;
+    // The rest is this machine's: its disk, its memory, its clock.
+    for node in ["node A", "node B"] {
+        for what in [
+            "certificate",
+            "key",
+            "directory",
+            "postgresql",
+            "guardian",
+            "peer",
+            "heartbeats",
+            "witness",
+            "settings",
+            "replication",
+        ] {
+            assert_eq!(level(&lines, node, what), "ok", "{node}: {what}: {lines:#?}");
+        }
+        for what in ["space", "fsync", "memory", "overcommit", "clock"] {
+            level(&lines, node, what);
+        }
+    }
+    for what in ["versions", "clocks", "survives"] {
+        assert_eq!(level(&lines, "pair", what), "ok", "{what}: {lines:#?}");
+    }
+
+    let key = pair.config(B).with_file_name("pair.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let leader = pair.until_paired().await;
+    let session = pair.database(leader).connect().await;
+    session.batch_execute("ALTER SYSTEM SET max_wal_size = '4GB'").await.unwrap();
+    session.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    pair.kill_witness();
+    let names = ["node A", "node B"];
+    let (code, lines) = check(&pair).await;
+    assert_eq!(code, 2, "{lines:#?}");
+    assert_eq!([level(&lines, names[A], "key"), level(&lines, names[B], "key")], ["ok", "warn"]);
+    assert_eq!([level(&lines, names[leader], "settings"), level(&lines, names[1 - leader], "settings")], ["warn", "ok"]);
+    assert_eq!(names.map(|node| level(&lines, node, "witness")), ["fail"; 2]);
+    assert!(lines.iter().all(|line| (line["level"] == "ok") == line["fix"].is_null()), "{lines:#?}");
+
+    pair.lose(B);
+    let (code, lines) = check(&pair).await;
+    assert_eq!((code, level(&lines, "node B", "answers")), (2, "fail"));
+    let (_, text, _) = pair.run(A, &["check"]).await;
+    assert!(text.contains("FAIL  answers") && text.contains("-> start duet node on 127.0.0.1"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drill_really_loses_a_node_and_finds_that_nothing_was_lost() {
+    let mut pair = Pair::start().await;
+    let leader = pair.until_paired().await;
+    let before = pair.statuses(A).await;
+    let (code, _, plan) = pair.run(A, &["drill", "kill-leader"]).await;
+    assert!(code == 64 && plan.contains("--yes"), "{plan}");
+
+    for (drill, leads) in [("kill-leader", 1 - leader), ("lose-follower", 1 - leader), ("switchover", leader)] {
+        let (code, report, complained) = pair.run(A, &["drill", drill, "--yes", "--away=2s", "--json"]).await;
+        assert_eq!(code, 0, "{drill}: {report}{complained}");
+        let report: Value = serde_json::from_str(&report).unwrap();
+        assert_eq!((&report["passed"], &report["lost"]), (&Value::Bool(true), &Value::from(0)), "{report:#}");
+        assert!(report["acknowledged"].as_u64().unwrap() >= 100 && report["paired_after_ms"].is_u64(), "{report:#}");
+        let took_over = report["takeover"]["unplanned"].as_bool();
+        assert_eq!(
+            took_over,
+            [None, Some(false), Some(true)][match drill {
+                "lose-follower" => 0,
+                "switchover" => 1,
+                _ => 2,
+            }]
+        );
+        assert_eq!(pair.until_paired().await, leads, "{drill}");
+    }
+    let after = pair.statuses(A).await;
+    assert_eq!(after[0].epoch, before[0].epoch + 2, "without --yes nothing happened");
+    let mut client = Client::connect([pair.urls()[leader].clone()], None).await.unwrap();
+    let left = client.get("/duet/", Some(GetOptions::new().with_prefix().with_count_only())).await.unwrap();
+    assert_eq!(left.count(), 0, "a drill takes away what it wrote");
+    pair.kill_witness();
+    pair.until("without a witness", |all| all.iter().all(|one| one.mode.as_deref() == Some("ASYM"))).await;
+    let refused = pair.operate(A, &["drill", "kill-leader", "--yes"]).await.unwrap_err();
+    assert!(refused.contains("no drill: the mode must be PAIR"), "{refused}");
+}
