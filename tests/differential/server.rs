@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::play::call;
 use crate::selfcheck::Fault;
-use duet::proto::etcdserverpb::{RangeRequest, RangeResponse};
+use duet::proto::etcdserverpb::{RangeRequest, RangeResponse, StatusRequest, StatusResponse};
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
@@ -112,9 +112,7 @@ impl Server {
     async fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            let probe = RangeRequest { key: b"\0".as_slice().into(), count_only: true, ..Default::default() };
-            let probe = call::<_, RangeResponse>(&self.channel, "/etcdserverpb.KV/Range", probe, &[]);
-            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(5), probe).await {
+            if let Ok(true) = tokio::time::timeout(Duration::from_secs(5), self.is_ready()).await {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
@@ -125,6 +123,18 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Whether the server serves, and its storage is at the version that it will keep: a new etcd's is 3.5.0 until its monitor, which looks every
+    /// few seconds, has raised it.
+    async fn is_ready(&self) -> bool {
+        let range = RangeRequest { key: b"\0".as_slice().into(), count_only: true, ..Default::default() };
+        if call::<_, RangeResponse>(&self.channel, "/etcdserverpb.KV/Range", range, &[]).await.is_err() {
+            return false;
+        }
+        call::<_, StatusResponse>(&self.channel, "/etcdserverpb.Maintenance/Status", StatusRequest {}, &[])
+            .await
+            .is_ok_and(|status| !status.storage_version.starts_with("3.5."))
     }
 
     /// Stops the server and starts it over its data.
