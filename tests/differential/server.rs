@@ -125,8 +125,8 @@ impl Server {
         }
     }
 
-    /// Whether the server serves, and its storage is at the version that it will keep: a new etcd's is 3.5.0 until its monitor, which looks every
-    /// few seconds, has raised it.
+    /// Whether the server serves, and its storage is at the version that it will keep: a new etcd's is empty, then 3.5.0 until its monitor,
+    /// which looks every few seconds, has raised it.
     async fn is_ready(&self) -> bool {
         let range = RangeRequest { key: b"\0".as_slice().into(), count_only: true, ..Default::default() };
         if call::<_, RangeResponse>(&self.channel, "/etcdserverpb.KV/Range", range, &[]).await.is_err() {
@@ -134,7 +134,7 @@ impl Server {
         }
         call::<_, StatusResponse>(&self.channel, "/etcdserverpb.Maintenance/Status", StatusRequest {}, &[])
             .await
-            .is_ok_and(|status| !status.storage_version.starts_with("3.5."))
+            .is_ok_and(|status| !status.storage_version.is_empty() && !status.storage_version.starts_with("3.5."))
     }
 
     /// Stops the server and starts it over its data.
