@@ -201,10 +201,11 @@ async fn node(
     let peer_name = certificate_name(pair.node.peer(), &pair.cluster);
     let leaving = CancellationToken::new();
     let checks = CheckService::new(subject, handle.clone(), Arc::clone(&postgres), Arc::clone(&client_tls), guarded);
+    let replication = ReplicationService::new(engine.clone(), leaving.clone());
     // Not tonic's own router: its fallback would be a second one beside the façade's.
     let services = axum::Router::new()
         .route_service("/duetpb.Peer/{*rest}", PeerServer::new(PeerService::new(link, peer_name.clone(), leaving.clone())))
-        .route_service("/duetpb.Replication/{*rest}", ReplicationServer::new(ReplicationService::new(engine.clone())))
+        .route_service("/duetpb.Replication/{*rest}", ReplicationServer::new(replication))
         .route_service("/duetpb.Admin/{*rest}", AdminServer::new(AdminService::new(handle.clone(), data_dir)))
         .route_service("/duetpb.Check/{*rest}", CheckServer::new(checks));
     let port = PeerPort {

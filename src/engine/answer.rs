@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Asked, Error};
+use super::{Asked, Error, QueuedBytes};
 use crate::sequencer::Reply;
 
 /// A decided request, whose answer waits until everything that it rests on is published.
@@ -12,6 +12,8 @@ pub(super) struct Answer {
     pub reply: Option<oneshot::Sender<Result<Reply, Error>>>,
     pub result: Result<Reply, Error>,
     pub asked: Asked,
+    /// Its share of the queue's bytes, until it is given: storage may keep all answers waiting for long.
+    pub _queued: Option<QueuedBytes>,
     pub staged: Instant,
 }
 

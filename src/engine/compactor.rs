@@ -53,7 +53,10 @@ async fn delete_left_over(shared: &Shared) {
 
 async fn sweep(shared: &Shared) {
     let begun = Instant::now();
-    let target = shared.store.read().compacted();
+    let (instance, target) = {
+        let store = shared.store.read();
+        (store.instance(), store.compacted())
+    };
     shared.hash_compaction(target).await;
     let mut next: Option<Bytes> = None;
     let mut removed = 0;
@@ -61,6 +64,10 @@ async fn sweep(shared: &Shared) {
         let held = Instant::now();
         let (step, history) = {
             let mut store = shared.store.write();
+            if store.instance() != instance {
+                // Another store has taken its place, which is swept from its beginning: whoever put it there has asked for that.
+                return;
+            }
             (store.sweep(next.as_ref(), shared.options.compaction_batch_keys), shared.unswept.history())
         };
         shared.metrics.compaction.index_pause_milliseconds.observe(held.elapsed().as_secs_f64() * 1000.0);

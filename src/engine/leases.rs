@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -9,6 +10,8 @@ use super::{Engine, Error};
 use crate::sequencer::Command;
 use crate::types::{LeaseId, Revision};
 
+/// A renewal is answered only if the right to it was confirmed so shortly before.
+const RENEWAL_FRESH: Duration = Duration::from_millis(500);
 /// How often a free id is looked for when the server chooses it.
 const ID_ATTEMPTS_MAX: usize = 8;
 
@@ -66,23 +69,27 @@ impl Engine {
     /// # Errors
     /// Those of every write: the first renewal after a grant is stored, so that a restart doesn't end the lease early.
     pub async fn lease_renew(&self, id: LeaseId) -> Result<Option<i64>, Error> {
-        self.read_barrier().await?;
-        let stored = {
-            let lessor = self.shared.lessor.lock();
-            lessor.needs_store(id, self.shared.clock.now())
-        };
-        if let Some(ttl) = stored {
-            match self.shared.submit_revision(Command::LeaseRenewed { id, ttl }).await {
-                Ok(_) => {}
-                Err(Error::LeaseNotFound) => return Ok(None),
-                Err(error) => return Err(error),
+        loop {
+            self.read_barrier().await?;
+            let stored = {
+                let lessor = self.shared.lessor.lock();
+                lessor.needs_store(id, self.shared.clock.now())
+            };
+            if let Some(ttl) = stored {
+                match self.shared.submit_revision(Command::LeaseRenewed { id, ttl }).await {
+                    Ok(_) => {}
+                    Err(Error::LeaseNotFound) => return Ok(None),
+                    Err(error) => return Err(error),
+                }
+            }
+            let confirmed = Instant::now();
+            let renewed = self.shared.lessor.lock().renew(id, self.shared.clock.now());
+            // A process that was stopped just now may have been replaced, and its successor counts from an earlier moment.
+            if confirmed.elapsed() < RENEWAL_FRESH && self.is_still_confirmed() {
+                self.shared.metrics.lease.renewed_total.inc_by(u64::from(renewed.is_some()));
+                return Ok(renewed);
             }
         }
-        let renewed = self.shared.lessor.lock().renew(id, self.shared.clock.now());
-        if renewed.is_some() {
-            self.shared.metrics.lease.renewed_total.inc();
-        }
-        Ok(renewed)
     }
 
     /// What is left of a lease; `None` when there is no such lease.

@@ -9,6 +9,7 @@
 //!
 //! What it deliberately doesn't do: validate request fields or know etcd's error texts (the façade does), speak SQL (storage does).
 
+mod admission;
 mod answer;
 mod auto_compaction;
 mod clock;
@@ -101,7 +102,7 @@ pub struct EngineStatus {
 /// One request on its way to the writer task.
 struct Request {
     command: Command,
-    _queued: Option<QueuedBytes>,
+    queued: Option<QueuedBytes>,
     reply: Undecided,
     loaded: Loaded,
     loads: u8,
@@ -119,7 +120,7 @@ struct Asked {
 impl Request {
     fn new(command: Command, queued: Option<QueuedBytes>, reply: Option<oneshot::Sender<Result<Reply, Error>>>) -> Self {
         let asked = Asked { kind: command.kind(), key: command.first_key(), at: Instant::now() };
-        Self { command, _queued: queued, reply: Undecided(reply), loaded: Loaded::new(), loads: 0, asked }
+        Self { command, queued, reply: Undecided(reply), loaded: Loaded::new(), loads: 0, asked }
     }
 
     /// One of the engine's own, which nobody waits for.
@@ -348,9 +349,11 @@ impl Engine {
     pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Revision, Error> {
         let current = self.shared.submit_revision(Command::Compact { revision }).await?;
         if physical {
-            let mut swept = self.shared.swept.subscribe();
+            let (mut swept, mut role) = (self.shared.swept.subscribe(), self.shared.role.subscribe());
             tokio::select! {
                 _ = swept.wait_for(|swept| *swept >= revision) => {}
+                // Whoever writes now sweeps, too; this process may never come to it.
+                _ = role.wait_for(|role| !matches!(role, Role::Active | Role::Recovering)) => return Err(Error::NoLeader),
                 () = self.shared.stop.cancelled() => return Err(Error::Stopped),
             }
         }

@@ -6,24 +6,22 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::admission::Used;
 use super::{Engine, Error, ReadRight, Role, Shared};
-use crate::mvcc::{
-    CountMode, EvalError, Evaluator, LeaseLookup, Loaded, RangeScan, ReadView, is_read_only, is_serializable, range,
-};
+use crate::mvcc::{CountMode, EvalError, Evaluator, LeaseLookup, Loaded, RangeScan, is_read_only, is_serializable, range};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::sequencer::{Command, Reply};
 use crate::types::{LeaseId, Rev};
 
-/// How many rounds of reading values back one request may take: each round ends only because history moved on under it.
-const ROUNDS_MAX: usize = 8;
+/// How many rounds of reading values back one request may take: a transaction takes one for each depth of its nesting, of which at most 100
+/// are decoded; any other ends only because history moved on under it.
+const ROUNDS_MAX: usize = 128;
 /// How many keys a range looks at under one hold of the store: a publish waits for that many, not for the whole list.
 const KEYS_PER_STEP: usize = 1000;
 /// How often a range is collected in steps; when compactions have overtaken each of them, it is taken whole.
 const SCANS_MAX: usize = 3;
 /// How many values are asked for at once.
 const VALUES_PER_READ: usize = 512;
-/// Values of at most so many keys are put back into memory after a read: a list of everything must not push out what is in use.
-const ADMIT_MAX: usize = 64;
 /// The pause before a read asks again for its confirmation after a session was lost.
 const CONFIRM_RETRY: Duration = Duration::from_millis(20);
 /// The pause before a read looks again whether this process has the right to answer it.
@@ -119,7 +117,7 @@ impl Engine {
                     if loaded.is_empty() {
                         shared.metrics.value_cache.hits_total.inc_by(response.kvs.len() as u64);
                     }
-                    shared.admit(&response.kvs, &loaded);
+                    shared.admit(&Used::range(&response.kvs), &loaded);
                     return Ok(response);
                 }
             }
@@ -158,7 +156,11 @@ impl Engine {
             let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).txn(request);
             match evaluated {
                 Err(EvalError::NeedValues(revs)) => self.shared.load_missing(revs, &mut loaded).await?,
-                decided => return Ok(decided?.response),
+                decided => {
+                    let response = decided?.response;
+                    self.shared.admit(&Used::txn(request, &response), &loaded);
+                    return Ok(response);
+                }
             }
         }
         Err(outrun())
@@ -273,18 +275,5 @@ impl Shared {
             loaded.extend(chunk.iter().zip(values).filter_map(|(rev, value)| Some((*rev, value?))));
         }
         Ok(loaded)
-    }
-
-    fn admit(&self, kvs: &[crate::proto::mvccpb::KeyValue], loaded: &Loaded) {
-        if kvs.len() > ADMIT_MAX || loaded.is_empty() {
-            return;
-        }
-        let mut store = self.store.write();
-        for kv in kvs {
-            let Some(rev) = store.find(&kv.key, kv.mod_revision).map(|(_, version)| version.rev) else { continue };
-            if let Some(value) = loaded.get(&rev) {
-                store.admit(&kv.key, rev, value);
-            }
-        }
     }
 }

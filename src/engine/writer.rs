@@ -10,11 +10,12 @@ use futures_util::future::OptionFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
+use super::admission::Used;
 use super::answer::{Answer, refuse};
 use super::publish::publish;
 use super::{Error, ReadRight, Request, Role, Shared, overtaken, recovery, replication};
 use crate::mvcc::Loaded;
-use crate::sequencer::{Command, Failure, Sequencer};
+use crate::sequencer::{Command, Failure, Reply, Sequencer};
 use crate::storage::{Batch, BoxFuture, LogError, Writer};
 use crate::types::{LeaseId, Rev};
 
@@ -30,8 +31,9 @@ const LESSOR_CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long reading values back for a write may take.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many times a write may ask for values before it is refused.
-const LOADS_MAX: u8 = 16;
+/// How many times a write may ask for values before it is refused: once for each depth of nesting that can be decoded, and what history
+/// does meanwhile.
+const LOADS_MAX: u8 = 128;
 /// What watch streams are ended with when this process stops being the writer; clients open them anew elsewhere.
 const NO_LEADER: &str = "etcdserver: no leader";
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -135,6 +137,8 @@ struct Serving<'a> {
     in_flight: VecDeque<InFlight>,
     /// Answers that belong to the open batch.
     answers: Vec<Answer>,
+    /// Values that were read back, to be taken into memory once the store isn't being read.
+    to_admit: Vec<(Used, Loaded)>,
     loads: FuturesUnordered<BoxFuture<'static, (Request, Result<Loaded, Error>)>>,
     confirming: OptionFuture<BoxFuture<'static, Result<(), LogError>>>,
     confirms_sent: Vec<Confirm>,
@@ -156,6 +160,7 @@ impl<'a> Serving<'a> {
             results: FuturesOrdered::new(),
             in_flight: VecDeque::new(),
             answers: Vec::new(),
+            to_admit: Vec::new(),
             loads: FuturesUnordered::new(),
             confirming: None.into(),
             confirms_sent: Vec::new(),
@@ -242,8 +247,19 @@ impl<'a> Serving<'a> {
                     Ok(reply) => self.shared.count_accepted(&request.command, reply),
                     Err(_) => self.shared.metrics.server.proposals_failed_total.inc(),
                 }
+                if let (Command::Txn(txn), Ok(Reply::Txn(response)), false) =
+                    (&request.command, &outcome, request.loaded.is_empty())
+                {
+                    self.to_admit.push((Used::txn(txn, response), request.loaded));
+                }
                 let result = outcome.map_err(Error::from);
-                self.file(Answer { reply: request.reply.decide(), result, asked: request.asked, staged: Instant::now() });
+                self.file(Answer {
+                    reply: request.reply.decide(),
+                    result,
+                    asked: request.asked,
+                    _queued: request.queued,
+                    staged: Instant::now(),
+                });
             }
         }
     }
@@ -300,6 +316,8 @@ impl<'a> Serving<'a> {
                 let shared = Arc::clone(self.shared);
                 let store = shared.store.read();
                 self.evaluate(request, &store);
+                drop(store);
+                self.to_admit.drain(..).for_each(|(used, loaded)| shared.admit(&used, &loaded));
             }
             Err(error) => {
                 tracing::warn!(%error, "a write was refused because values that it needs could not be read back");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -19,6 +19,9 @@ use crate::types::{KeyRange, Rev, Revision};
 const ROW_OVERHEAD: usize = 96;
 /// How many keys one eviction pass may look at before it gives up until the next change.
 const EVICTION_VISITS_MAX: usize = 4096;
+
+/// How many stores this process has made.
+static INSTANCES: AtomicU64 = AtomicU64::new(0);
 
 /// Limits on what the store keeps in memory.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +53,7 @@ struct History {
 #[derive(Debug)]
 pub struct Store {
     options: StoreOptions,
+    instance: u64,
     keys: BTreeMap<Bytes, History>,
     current: Revision,
     compacted: Revision,
@@ -81,6 +85,7 @@ impl Store {
     pub fn new(options: StoreOptions) -> Self {
         Self {
             options,
+            instance: INSTANCES.fetch_add(1, Ordering::Relaxed),
             keys: BTreeMap::new(),
             current: 1,
             compacted: -1,
@@ -94,6 +99,11 @@ impl Store {
             evictions: 0,
             hand: None,
         }
+    }
+
+    /// Tells this store from every other one of the process.
+    pub fn instance(&self) -> u64 {
+        self.instance
     }
 
     /// Applies one committed batch and returns the events of each of its revisions. The only way by which the logical state changes.
@@ -217,9 +227,10 @@ impl Store {
         }
     }
 
-    /// Puts a value that was read back from storage into memory again, if its version still exists and there is room.
+    /// Puts a value that was read back from storage into memory again, if its version still exists. It takes the place of values that
+    /// were read less lately.
     pub fn admit(&mut self, key: &[u8], rev: Rev, value: &Bytes) {
-        if self.resident + value.len() > self.options.value_budget {
+        if value.len() > self.options.value_budget {
             return;
         }
         let Some(history) = self.keys.get_mut(key) else { return };
@@ -228,20 +239,24 @@ impl Store {
             debug_assert_eq!(len as usize, value.len());
             version.value = Value::Resident(value.clone());
             self.resident += value.len();
+            history.touched.store(true, Ordering::Relaxed);
+            self.evict();
         }
     }
 
-    /// One bounded step of removing what the compact revision made unreachable: looks at `keys_max` keys from `from` on.
-    pub fn sweep(&mut self, from: Option<&Bytes>, keys_max: usize) -> SweepStep {
+    /// One bounded step of removing what the compact revision made unreachable: looks at `max` keys from `from` on, and removes `max`
+    /// versions, at most.
+    pub fn sweep(&mut self, from: Option<&Bytes>, max: usize) -> SweepStep {
         let start = from.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
         let mut step = SweepStep::default();
         let mut emptied = Vec::new();
         for (visited, (key, history)) in self.keys.range_mut::<Bytes, _>((start, Bound::Unbounded)).enumerate() {
-            if visited == keys_max {
+            if visited == max || step.removed.len() == max {
                 step.next = Some(key.clone());
                 break;
             }
-            let keep_from = first_reachable(&history.versions, self.compacted);
+            let unreachable = first_reachable(&history.versions, self.compacted);
+            let keep_from = unreachable.min(max - step.removed.len());
             for version in history.versions.drain(..keep_from) {
                 self.in_use -= key.len() + version.value.len() + ROW_OVERHEAD;
                 if let Value::Resident(value) = &version.value {
@@ -253,6 +268,10 @@ impl Store {
                 emptied.push(key.clone());
             } else if keep_from > 0 {
                 history.versions.shrink_to(history.versions.len() + 1);
+            }
+            if keep_from < unreachable {
+                step.next = Some(key.clone());
+                break;
             }
         }
         for key in emptied {

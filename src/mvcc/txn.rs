@@ -15,8 +15,8 @@ use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUn
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RequestOp, ResponseHeader,
-    ResponseOp, TxnRequest, TxnResponse,
+    Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp,
+    ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::storage::LogRow;
@@ -45,12 +45,30 @@ pub struct Evaluator<'a> {
     begin: Revision,
     writes: Overlay,
     rows: Vec<LogRow>,
+    /// Values that are neither in memory nor loaded. The evaluation goes on with empty ones in their place, to ask for all of them at
+    /// once; what it yields then counts for nothing.
+    missing: Vec<Rev>,
 }
 
 impl<'a> Evaluator<'a> {
     /// A transaction that begins at the view's newest revision.
     pub fn new(view: &'a dyn ReadView, leases: &'a dyn LeaseLookup, loaded: &'a Loaded) -> Self {
-        Self { view, leases, loaded, begin: view.current(), writes: Overlay::default(), rows: Vec::new() }
+        Self { view, leases, loaded, begin: view.current(), writes: Overlay::default(), rows: Vec::new(), missing: Vec::new() }
+    }
+
+    fn finish<R>(self, response: R) -> Result<Evaluated<R>, EvalError> {
+        self.refuse_incomplete()?;
+        Ok(Evaluated { rows: self.rows, response })
+    }
+
+    fn refuse_incomplete(&self) -> Result<(), EvalError> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        let mut missing = self.missing.clone();
+        missing.sort_unstable();
+        missing.dedup();
+        Err(EvalError::NeedValues(missing))
     }
 
     /// Evaluates a Put.
@@ -59,8 +77,8 @@ impl<'a> Evaluator<'a> {
     /// `LeaseNotFound`, `KeyNotFound` (a missing lease is noticed first), `NeedValues`.
     pub fn put(mut self, request: &PutRequest) -> Result<Evaluated<PutResponse>, EvalError> {
         self.check_put(request)?;
-        let response = self.do_put(request)?;
-        Ok(Evaluated { rows: self.rows, response })
+        let response = self.do_put(request);
+        self.finish(response)
     }
 
     /// Evaluates a DeleteRange.
@@ -68,8 +86,8 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// `NeedValues`.
     pub fn delete_range(mut self, request: &DeleteRangeRequest) -> Result<Evaluated<DeleteRangeResponse>, EvalError> {
-        let response = self.do_delete_range(request)?;
-        Ok(Evaluated { rows: self.rows, response })
+        let response = self.do_delete_range(request);
+        self.finish(response)
     }
 
     /// Evaluates a Txn.
@@ -77,11 +95,13 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// The first operation at fault of the branches taken decides; `NeedValues`.
     pub fn txn(mut self, request: &TxnRequest) -> Result<Evaluated<TxnResponse>, EvalError> {
-        let path = self.decide(request)?;
+        let mut path = Vec::new();
+        self.decide(request, &mut path);
+        self.refuse_incomplete()?;
         self.check(request, &mut path.iter())?;
         let mut response = self.execute(request, &mut path.iter())?;
         response.header = Some(header(self.revision()));
-        Ok(Evaluated { rows: self.rows, response })
+        self.finish(response)
     }
 
     /// Deletes these keys as far as they live (a revoked lease's), in the order given, in one revision. The answer is the revision.
@@ -106,30 +126,37 @@ impl<'a> Evaluator<'a> {
 
     // --- compares -------------------------------------------------------------------------------------------------------------
 
-    /// Which branch each Txn takes: this one's, then those of the nested ones on the branch taken, depth first.
-    fn decide(&self, request: &TxnRequest) -> Result<Vec<bool>, EvalError> {
-        let mut holds = true;
-        for compare in &request.compare {
-            if !self.holds(compare)? {
-                holds = false;
-                break;
-            }
-        }
-        let mut path = vec![holds];
+    /// Which branch each Txn takes: this one's, then those of the nested ones on the branch taken, depth first. Where values are missing,
+    /// the path ends.
+    fn decide(&mut self, request: &TxnRequest, path: &mut Vec<bool>) {
+        let Some(holds) = self.all_hold(&request.compare) else { return };
+        path.push(holds);
         for op in branch(request, holds) {
             if let Some(Request::RequestTxn(nested)) = &op.request {
-                path.extend(self.decide(nested)?);
+                self.decide(nested, path);
             }
         }
-        Ok(path)
     }
 
-    /// Whether a compare holds for every key of its range. On no key at all, values never compare (there is no way to say "missing")
-    /// and everything else compares with zero.
-    fn holds(&self, compare: &Compare) -> Result<bool, EvalError> {
+    /// Whether all compares hold; `None` when that rests on values that are missing.
+    fn all_hold(&mut self, compares: &[Compare]) -> Option<bool> {
+        let mut missing = Vec::new();
+        for compare in compares {
+            if !self.holds(compare, &mut missing) {
+                return Some(false);
+            }
+        }
+        let known = missing.is_empty();
+        self.missing.extend(missing);
+        known.then_some(true)
+    }
+
+    /// Whether a compare holds for every key of its range, as far as values aren't missing. On no key at all, values never compare (there
+    /// is no way to say "missing") and everything else compares with zero.
+    fn holds(&self, compare: &Compare, missing: &mut Vec<Rev>) -> bool {
         let by_value = compare.target == CompareTarget::Value as i32;
         let keys = KeyRange::new(compare.key.clone(), compare.range_end.clone());
-        let mut outcome = Ok(None);
+        let mut outcome = None;
         let _ = self.view.visit(&keys, self.begin, &mut |_, version| {
             if version.is_tombstone() {
                 return ControlFlow::Continue(());
@@ -137,16 +164,17 @@ impl<'a> Evaluator<'a> {
             let value = match value_of(version, self.loaded) {
                 Some(value) => value,
                 None if by_value => {
-                    outcome = Err(EvalError::NeedValues(vec![version.rev]));
-                    return ControlFlow::Break(());
+                    missing.push(version.rev);
+                    outcome = Some(true);
+                    return ControlFlow::Continue(());
                 }
                 None => Bytes::new(),
             };
             let holds = compare_version(compare, Some(version), &value);
-            outcome = Ok(Some(holds));
+            outcome = Some(holds);
             if holds { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
-        Ok(outcome?.unwrap_or_else(|| !by_value && compare_version(compare, None, &Bytes::new())))
+        outcome.unwrap_or_else(|| !by_value && compare_version(compare, None, &Bytes::new()))
     }
 
     // --- checks ---------------------------------------------------------------------------------------------------------------
@@ -191,11 +219,9 @@ impl<'a> Evaluator<'a> {
         let mut responses = Vec::new();
         for op in branch(request, succeeded) {
             let response = match &op.request {
-                Some(Request::RequestRange(inner)) => {
-                    Some(Response::ResponseRange(range(&self.layered(), inner, CountMode::Total, self.loaded)?))
-                }
-                Some(Request::RequestPut(put)) => Some(Response::ResponsePut(self.do_put(put)?)),
-                Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(self.do_delete_range(delete)?)),
+                Some(Request::RequestRange(inner)) => Some(Response::ResponseRange(self.do_range(inner)?)),
+                Some(Request::RequestPut(put)) => Some(Response::ResponsePut(self.do_put(put))),
+                Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(self.do_delete_range(delete))),
                 Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(self.execute(nested, path)?)),
                 None => None,
             };
@@ -204,18 +230,28 @@ impl<'a> Evaluator<'a> {
         Ok(TxnResponse { header: Some(ResponseHeader::default()), succeeded, responses })
     }
 
-    fn do_put(&mut self, request: &PutRequest) -> Result<PutResponse, EvalError> {
+    fn do_range(&mut self, request: &RangeRequest) -> Result<RangeResponse, EvalError> {
+        match range(&self.layered(), request, CountMode::Total, self.loaded) {
+            Err(EvalError::NeedValues(revs)) => {
+                self.missing.extend(revs);
+                Ok(RangeResponse::default())
+            }
+            decided => decided,
+        }
+    }
+
+    fn do_put(&mut self, request: &PutRequest) -> PutResponse {
         let layered = self.layered();
         let found = layered.live(&request.key, Revision::MAX);
         let prev = found.map(|(_, version)| version.clone());
         // Stored bytes are copies of their own size: a slice of the request's buffer would keep all of that buffer alive.
         let key = found.map_or_else(|| Bytes::copy_from_slice(&request.key), |(key, _)| key.clone());
         let prev_kv = match &prev {
-            Some(version) if request.prev_kv => Some(self.needed(&key, version)?),
+            Some(version) if request.prev_kv => Some(self.needed(&key, version)),
             _ => None,
         };
         let value = match &prev {
-            Some(version) if request.ignore_value => self.needed(&key, version)?.value,
+            Some(version) if request.ignore_value => self.needed(&key, version).value,
             _ => Bytes::copy_from_slice(&request.value),
         };
         let lease = match &prev {
@@ -230,10 +266,10 @@ impl<'a> Evaluator<'a> {
             version: prev.as_ref().map_or(1, |version| version.version + 1),
             lease,
         });
-        Ok(PutResponse { header: Some(header(self.begin + 1)), prev_kv })
+        PutResponse { header: Some(header(self.begin + 1)), prev_kv }
     }
 
-    fn do_delete_range(&mut self, request: &DeleteRangeRequest) -> Result<DeleteRangeResponse, EvalError> {
+    fn do_delete_range(&mut self, request: &DeleteRangeRequest) -> DeleteRangeResponse {
         let keys = KeyRange::new(request.key.clone(), request.range_end.clone());
         let mut doomed = Vec::new();
         let mut prev_kvs = Vec::new();
@@ -251,17 +287,18 @@ impl<'a> Evaluator<'a> {
             }
             ControlFlow::Continue(())
         });
-        if !missing.is_empty() {
-            return Err(EvalError::NeedValues(missing));
-        }
+        self.missing.extend(missing);
         let deleted = i64::try_from(doomed.len()).expect("a store has fewer than 2^63 keys");
         doomed.into_iter().for_each(|key| self.delete(key));
-        Ok(DeleteRangeResponse { header: Some(header(self.revision())), deleted, prev_kvs })
+        DeleteRangeResponse { header: Some(header(self.revision())), deleted, prev_kvs }
     }
 
-    fn needed(&self, key: &Bytes, version: &Version) -> Result<KeyValue, EvalError> {
-        let value = value_of(version, self.loaded).ok_or_else(|| EvalError::NeedValues(vec![version.rev]))?;
-        Ok(key_value(key, version, value))
+    fn needed(&mut self, key: &Bytes, version: &Version) -> KeyValue {
+        let value = value_of(version, self.loaded).unwrap_or_else(|| {
+            self.missing.push(version.rev);
+            Bytes::new()
+        });
+        key_value(key, version, value)
     }
 
     fn delete(&mut self, key: Bytes) {

@@ -1,12 +1,16 @@
 //! What can be asked of the one writer, and what it answers.
 
 use bytes::Bytes;
+use prost::Message;
 
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, TxnRequest, TxnResponse, request_op::Request,
 };
 use crate::storage::AlarmRow;
 use crate::types::{LeaseId, Rev, Revision};
+
+/// What a queued command takes besides its request, and its answer besides what it tells.
+const OVERHEAD_BYTES: usize = 512;
 
 /// A request that goes through the writer. The façade has validated its fields.
 #[derive(Clone, Debug)]
@@ -72,13 +76,15 @@ impl Command {
         }
     }
 
-    /// Bytes of keys and values that the command carries, roughly: for bounding queues.
+    /// Bytes that the command takes in memory, roughly: for bounding queues.
     pub fn bytes(&self) -> usize {
-        match self {
-            Self::Put(put) => put.key.len() + put.value.len(),
-            Self::Txn(txn) => txn_bytes(txn),
-            _ => 64,
-        }
+        let request = match self {
+            Self::Put(put) => put.encoded_len(),
+            Self::DeleteRange(delete) => delete.encoded_len(),
+            Self::Txn(txn) => txn.encoded_len(),
+            _ => 0,
+        };
+        request + OVERHEAD_BYTES
     }
 }
 
@@ -92,18 +98,6 @@ fn first_key(txn: &TxnRequest) -> Bytes {
         Some(Request::RequestDeleteRange(delete)) => delete.key.clone(),
         Some(Request::RequestTxn(_)) | None => Bytes::new(),
     }
-}
-
-fn txn_bytes(txn: &TxnRequest) -> usize {
-    txn.success
-        .iter()
-        .chain(&txn.failure)
-        .map(|op| match &op.request {
-            Some(Request::RequestPut(put)) => put.key.len() + put.value.len(),
-            Some(Request::RequestTxn(nested)) => txn_bytes(nested),
-            _ => 64,
-        })
-        .sum()
 }
 
 /// The answer to a [`Command`]; headers carry only revisions.

@@ -1,6 +1,7 @@
 //! A real PostgreSQL for tests, started by Duet's own supervisor.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod disk_fault;
 pub mod peers;
 pub mod process;
 

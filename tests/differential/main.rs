@@ -70,7 +70,7 @@ async fn run(cases: Vec<Case>, seeds: random::Seeds) -> Result<Report> {
     let mut report = Report::default();
     let (shared, fresh): (Vec<Case>, Vec<Case>) = cases.into_iter().partition(|case| case.store == Store::Shared);
     if !shared.is_empty() || !seeds.is_empty() {
-        let mut pair = Pair::start(&[]).await?;
+        let mut pair = Pair::start(false, &[]).await?;
         for case in &shared {
             report.case(case, compare(&mut pair, case).await?);
         }
@@ -83,7 +83,7 @@ async fn run(cases: Vec<Case>, seeds: random::Seeds) -> Result<Report> {
     }
     for case in &fresh {
         let Store::Fresh(flags) = &case.store else { unreachable!("partitioned above") };
-        let mut pair = Pair::start(flags).await?;
+        let mut pair = Pair::start(true, flags).await?;
         report.case(case, compare(&mut pair, case).await?);
         pair.stop().await?;
     }
@@ -95,7 +95,7 @@ async fn compare_on(shared: &mut Pair, case: &Case) -> Result<Option<String>> {
     let Store::Fresh(flags) = &case.store else {
         return compare(shared, case).await;
     };
-    let mut pair = Pair::start(flags).await?;
+    let mut pair = Pair::start(true, flags).await?;
     let difference = compare(&mut pair, case).await?;
     pair.stop().await?;
     Ok(difference)

@@ -32,9 +32,9 @@ impl Seeds {
     pub fn from_env() -> Result<Seeds> {
         let steps = match env::var("DUET_DIFF_STEPS") {
             Ok(text) => text.parse().context("DUET_DIFF_STEPS isn't a number")?,
-            Err(_) => 150,
+            Err(_) => 2000,
         };
-        let text = env::var("DUET_DIFF_SEEDS").unwrap_or_else(|_| "8".to_owned());
+        let text = env::var("DUET_DIFF_SEEDS").unwrap_or_else(|_| "4".to_owned());
         let number = |text: &str| text.trim().parse::<u64>();
         let wrong = || format!("DUET_DIFF_SEEDS is `{text}`, not a number or A..B");
         let (from, to) = match text.split_once("..") {

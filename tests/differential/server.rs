@@ -37,7 +37,8 @@ impl Program {
         }
     }
 
-    fn command(self) -> Result<Command> {
+    /// How to start it; `own`: for one case alone.
+    fn command(self, own: bool) -> Result<Command> {
         Ok(match self {
             Program::Etcd => {
                 let mut command = Command::new(etcd_binary()?);
@@ -48,7 +49,10 @@ impl Program {
             Program::Duet => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_duet"));
                 command.arg("etcd");
-                // Among them what makes it harder, such as --value-cache-bytes=1MiB.
+                // Hardly any value stays in memory where a case has a server of its own.
+                if own {
+                    command.arg("--value-cache-bytes=1KiB");
+                }
                 let flags = env::var("DUET_DIFF_DUET_FLAGS").unwrap_or_default();
                 command.args(flags.split_whitespace());
                 command
@@ -77,6 +81,7 @@ pub fn etcd_binary() -> Result<PathBuf> {
 /// A running server. Dropping it kills it; [`Server::stop`] does it gently.
 pub struct Server {
     program: Program,
+    own: bool,
     flags: Vec<&'static str>,
     ports: [u16; 2],
     dir: TempDir,
@@ -85,11 +90,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server over a fresh store, ready to serve.
-    pub async fn start(program: Program, flags: &[&'static str]) -> Result<Server> {
+    /// A server over a fresh store, ready to serve: for one case alone (`own`), or for many.
+    pub async fn start(program: Program, own: bool, flags: &[&'static str]) -> Result<Server> {
         // Another process may take a port between its choice and its use.
         for _ in 0..4 {
-            match Server::start_once(program, flags).await {
+            match Server::start_once(program, own, flags).await {
                 Err(error) if error.to_string().contains("address already in use") => continue,
                 result => return result,
             }
@@ -97,14 +102,14 @@ impl Server {
         bail!("{program:?} found its port in use four times")
     }
 
-    async fn start_once(program: Program, flags: &[&'static str]) -> Result<Server> {
+    async fn start_once(program: Program, own: bool, flags: &[&'static str]) -> Result<Server> {
         let dir = tempfile::Builder::new().prefix("duet-diff-").tempdir()?;
         let ports = free_ports()?;
-        let child = spawn(program, flags, ports, dir.path())?;
+        let child = spawn(program, own, flags, ports, dir.path())?;
         let channel = Endpoint::from_shared(format!("http://127.0.0.1:{}", ports[0]))?
             .connect_timeout(Duration::from_secs(5))
             .connect_lazy();
-        let mut server = Server { program, flags: flags.to_vec(), ports, dir, child, channel };
+        let mut server = Server { program, own, flags: flags.to_vec(), ports, dir, child, channel };
         server.wait_ready().await?;
         Ok(server)
     }
@@ -140,7 +145,7 @@ impl Server {
     /// Stops the server and starts it over its data.
     pub async fn restart(&mut self) -> Result<()> {
         self.terminate().await?;
-        self.child = spawn(self.program, &self.flags, self.ports, self.dir.path())?;
+        self.child = spawn(self.program, self.own, &self.flags, self.ports, self.dir.path())?;
         self.wait_ready().await
     }
 
@@ -174,12 +179,12 @@ impl Server {
     }
 }
 
-fn spawn(program: Program, flags: &[&'static str], ports: [u16; 2], dir: &Path) -> Result<Child> {
+fn spawn(program: Program, own: bool, flags: &[&'static str], ports: [u16; 2], dir: &Path) -> Result<Child> {
     let log = File::options().create(true).append(true).open(dir.join("log"))?;
     let client = format!("http://127.0.0.1:{}", ports[0]);
     let peer = format!("http://127.0.0.1:{}", ports[1]);
     program
-        .command()?
+        .command(own)?
         .arg(format!("--data-dir={}", dir.join("data").display()))
         .arg(format!("--listen-client-urls={client}"))
         .arg(format!("--advertise-client-urls={client}"))
@@ -210,8 +215,10 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub async fn start(flags: &[&'static str]) -> Result<Pair> {
-        let (reference, subject) = tokio::join!(Server::start(Program::Etcd, flags), Server::start(Program::subject(), flags));
+    /// For one case alone (`own`), or for many.
+    pub async fn start(own: bool, flags: &[&'static str]) -> Result<Pair> {
+        let start = |program| Server::start(program, own, flags);
+        let (reference, subject) = tokio::join!(start(Program::Etcd), start(Program::subject()));
         Ok(Pair { reference: reference?, subject: subject?, fault: None })
     }
 

@@ -17,7 +17,7 @@ use common::scratch;
 use duet::supervisor::postgres::{Postgres, Status};
 use etcd_client::{Client, GetOptions};
 use load::Load;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use postgres::{Database, freeze, testify, thaw};
 use rand::{RngExt, SeedableRng};
 
@@ -188,7 +188,7 @@ async fn a_backend_killed_in_a_list_a_batch_or_a_compaction_never_makes_an_answe
     let (dir, seed) = (scratch(), seed());
     let mut duet = dev(&dir, "--value-cache-bytes 1MiB");
     let mut load = Load::new(seed, vec![duet.ready()]);
-    load.fill("big/", 1000, 8 << 10).await;
+    load.fill("big/", 10_000, 1 << 10).await;
     load.write("a/", 0);
     load.write("b/", 0);
     load.list("big/", 0);
@@ -246,4 +246,108 @@ async fn a_duet_killed_in_the_middle_of_everything_has_the_same_hash_when_it_is_
     let mut evidence = load.finish().await;
     Database::of_dev(&dir).testify(&mut evidence).await;
     evidence.assert_sound(seed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgresql_killed_in_the_middle_of_everything_loses_nothing_that_was_acknowledged() {
+    let (dir, seed) = (scratch(), seed());
+    let mut rng = rand::rngs::SmallRng::seed_from_u64(seed);
+    let mut duet = dev(&dir, "--value-cache-bytes 1MiB");
+    let mut load = Load::new(seed, vec![duet.ready()]);
+    load.fill("big/", 500, 8 << 10).await;
+    load.write("a/", 0);
+    load.write("b/", 0);
+    load.write("c/", 0);
+    load.list("big/", 0);
+    load.watch("b/", 1, 0);
+    load.lease();
+    load.compact(60);
+    let database = Database::of_dev(&dir);
+    for _ in 0..3 {
+        load.progress(rng.random_range(50..150)).await;
+        // Stopped first, so that no backend outlives the postmaster and finishes its work.
+        for pid in freeze(database.postmaster()) {
+            kill(pid, Signal::SIGKILL).unwrap();
+        }
+    }
+    load.progress(100).await;
+    assert_eq!(load.stream_ends(), 0, "a lost database is no reason to end a watch");
+    let mut evidence = load.finish().await;
+    database.testify(&mut evidence).await;
+    evidence.assert_sound(seed);
+}
+
+/// Of the events that the client doesn't read.
+const UNREAD: u64 = 3000;
+const UNREAD_BYTES: usize = 16 << 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stops_reading_holds_up_nobody_and_gets_everything_when_it_goes_on() {
+    let (dir, seed) = (scratch(), seed());
+    // Less than what isn't read: the server can't keep it for the client.
+    let mut duet = dev(&dir, "--value-cache-bytes 4MiB");
+    let url = duet.ready();
+    let mut load = Load::new(seed, vec![url.clone()]);
+    load.write("a/", 0);
+    load.watch("a/", 1, 0);
+    let mut client = Client::connect([&url], None).await.unwrap();
+    let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(1);
+    let mut unread = client.watch("unread/", Some(options)).await.unwrap();
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", duet.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("resident memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    };
+    load.fill("unread/", UNREAD / 10, UNREAD_BYTES).await;
+    load.progress(50).await;
+    let before = memory();
+    load.fill("unread/more/", UNREAD * 9 / 10, UNREAD_BYTES).await;
+    load.progress(200).await;
+    let (grown, missing) = (memory().saturating_sub(before), UNREAD * UNREAD_BYTES as u64);
+    assert!(grown < missing, "memory has grown by {grown} bytes; {missing} bytes of events are unread");
+    let (mut seen, mut newest) = (0, 0);
+    while seen < UNREAD {
+        let response = tokio::time::timeout(PATIENCE, unread.message()).await.expect("it goes on").unwrap().unwrap();
+        assert!(!response.canceled(), "{}", response.cancel_reason());
+        for event in response.events() {
+            let kv = event.kv().unwrap();
+            assert!(kv.mod_revision() >= newest, "events come in the order of their revisions");
+            assert_eq!((kv.version(), kv.value().len()), (1, UNREAD_BYTES), "each is put once");
+            newest = kv.mod_revision();
+            seen += 1;
+        }
+    }
+    let evidence = load.finish().await;
+    assert_eq!(evidence.leases_granted.len(), 0);
+    let mut evidence = evidence;
+    Database::of_dev(&dir).testify(&mut evidence).await;
+    evidence.assert_sound(seed);
+}
+
+/// How long a lease runs before the restart: the thing that is measured, not a wait for something.
+const BEFORE_RESTART: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_takes_nothing_from_a_lease_s_time_and_adds_nothing_to_it() {
+    let dir = scratch();
+    let mut duet = dev(&dir, "");
+    let mut client = Client::connect([duet.ready()], None).await.unwrap();
+    let granted = client.lease_grant(600, None).await.unwrap().id();
+    let renewed = client.lease_grant(600, None).await.unwrap().id();
+    tokio::time::sleep(BEFORE_RESTART).await;
+    let (mut keeper, mut kept) = client.lease_keep_alive(renewed).await.unwrap();
+    keeper.keep_alive().await.unwrap();
+    assert_eq!(kept.message().await.unwrap().expect("an answer").ttl(), 600);
+    let live = client.lease_time_to_live(granted, None).await.unwrap().ttl();
+    duet.signal(Signal::SIGTERM);
+    duet.ended();
+
+    let mut duet = dev(&dir, "");
+    let mut client = Client::connect([duet.ready()], None).await.unwrap();
+    let left = client.lease_time_to_live(granted, None).await.unwrap();
+    let ran = i64::try_from(BEFORE_RESTART.as_secs()).unwrap();
+    assert!(left.ttl() <= live && live <= left.granted_ttl() - ran, "{live} s before the restart, {} s after it", left.ttl());
+    // Its time begins anew, as etcd's does when another member leads: what was renewed last isn't stored.
+    let left = client.lease_time_to_live(renewed, None).await.unwrap().ttl();
+    assert!(left > live, "renewed {ran} s after the other one was granted, and {left} s are left");
 }

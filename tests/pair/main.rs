@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod disks;
 #[path = "../faults/history.rs"]
 mod history;
 #[path = "../faults/load.rs"]

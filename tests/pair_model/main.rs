@@ -55,6 +55,7 @@ const NONE: Budget = Budget {
     switchovers: 0,
     rebuilds: 0,
     wishes: 0,
+    disks: 0,
     versions: 5,
     ticks: 8,
 };
@@ -129,6 +130,13 @@ fn maintenance_and_pauses_of_failover_lose_nothing() {
     assert_holds(Pair { budget: Budget { wishes: 2, cuts: 1, crashes: 1, ..NONE }, ..PAIR });
     assert_holds(Pair { budget: Budget { wishes: 2, switchovers: 1, postgres_crashes: 1, ..NONE }, ..PAIR });
     assert_holds(Pair { mode: Mode::Asym, budget: Budget { wishes: 2, crashes: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn disks_that_are_full_or_stand_still_lose_nothing() {
+    assert_holds(Pair { budget: Budget { disks: 2, crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+    assert_holds(Pair { budget: Budget { disks: 2, postgres_crashes: 1, lost_answers: 1, cuts: 1, ..NONE }, ..PAIR });
+    assert_holds(Pair { mode: Mode::Asym, budget: Budget { disks: 2, crashes: 1, ..NONE }, ..PAIR });
 }
 
 #[test]

@@ -69,6 +69,8 @@ pub struct Budget {
     pub rebuilds: u8,
     /// An operator's, each begun or ended: of failover, and of a node that is in maintenance.
     pub wishes: u8,
+    /// Disks that stand still or become full, or have room again.
+    pub disks: u8,
     pub versions: u64,
     pub ticks: u8,
 }
@@ -152,6 +154,10 @@ pub enum Happening {
     Hold(usize),
     /// To this node the other one is in maintenance, or not any more.
     Maintenance(usize),
+    /// This node's disk takes nothing for long.
+    Stall(usize),
+    /// This node's disk has no room, or has some again.
+    Fill(usize),
 }
 
 pub fn id(node: usize) -> NodeId {
@@ -237,6 +243,9 @@ impl World {
                 }
                 if budget.rebuilds > 0 {
                     all.push(Rebuild(i));
+                }
+                if budget.disks > 0 {
+                    all.extend([Stall(i), Fill(i)]);
                 }
                 if budget.wishes > 0 {
                     all.extend([Hold(i), Maintenance(i)]);
@@ -335,6 +344,15 @@ impl World {
                 world.budget.wishes -= 1;
                 let away = world.nodes[node].state.peer_away_until.is_some();
                 world.deliver(node, Event::Operator(if away { Wish::PeerBack } else { Wish::PeerAway { until: u64::MAX } }));
+            }
+            Stall(node) => {
+                world.budget.disks -= 1;
+                world.deliver(node, Event::Stalled);
+            }
+            Fill(node) => {
+                world.budget.disks -= 1;
+                let short = !world.nodes[node].state.short_of_disk;
+                world.deliver(node, Event::Disk { short });
             }
             Rebuild(node) => {
                 world.budget.rebuilds -= 1;
@@ -664,6 +682,7 @@ fn aged(state: &State, now: u64) -> State {
     aged.down_since = past(state.down_since);
     aged.unconfirmed_since = state.unconfirmed_since.map(past);
     aged.pair_again_at = future(state.pair_again_at);
+    aged.hands_over_again_at = future(state.hands_over_again_at);
     aged.advanced_at = state.advanced_at.map(past);
     aged.streamed_at = state.streamed_at.map(past);
     if let Some(handover) = aged.handover.as_mut() {

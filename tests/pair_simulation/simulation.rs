@@ -561,7 +561,7 @@ impl Simulation {
         }
         self.schedule_fault();
         let node = self.rng.random_range(0..2);
-        let kind = if self.weather.pauses_only { 0 } else { self.rng.random_range(0..14) };
+        let kind = if self.weather.pauses_only { 0 } else { self.rng.random_range(0..16) };
         match kind {
             0 | 1 => self.pause(node),
             2 | 3 => self.crash(node),
@@ -598,6 +598,15 @@ impl Simulation {
                 self.tell(format!("{node} is told that the other one is in maintenance"));
                 let until = self.now + self.rng.random_range(100..6000);
                 self.deliver(node, Event::Operator(Wish::PeerAway { until }));
+            }
+            13 => {
+                self.tell(format!("{node}: its disk stands still"));
+                self.deliver(node, Event::Stalled);
+            }
+            14 => {
+                let short = !self.nodes[node].state.short_of_disk;
+                self.tell(format!("{node}: its disk is {}", if short { "full" } else { "not full any more" }));
+                self.deliver(node, Event::Disk { short });
             }
             _ => {
                 self.tell(format!("switchover asked of {node}"));

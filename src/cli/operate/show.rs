@@ -64,6 +64,14 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
             if let Some((ip, trouble)) = virtual_ip.and_then(|ip| Some((ip, ip.trouble.as_ref()?))) {
                 let _ = writeln!(out, "Node {} can't take the virtual IP {}: {trouble}.", status.node, ip.address);
             }
+            if status.short_of_disk {
+                let free = ByteSize(status.details.free_bytes).rounded();
+                let _ = writeln!(
+                    out,
+                    "Node {}: only {free} is free on its disk. It isn't chosen for leading while the other one has more: make room.",
+                    status.node
+                );
+            }
             if let Some(paused) = status.paused_for_ms {
                 let _ = writeln!(out, "Node {}: failover is paused for another {}.", status.node, duration(paused));
             }

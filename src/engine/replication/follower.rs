@@ -216,7 +216,12 @@ impl<'a> Copy<'a> {
             show(shared, store, self.diverged);
         }
         shared.member_id.store(self.ids.member_id, Ordering::Relaxed);
-        shared.epoch.store(self.ids.epoch, Ordering::Relaxed);
+        if self.diverged {
+            shared.epoch.store(self.ids.epoch, Ordering::Relaxed);
+        } else {
+            // What clients have been told never steps back, whatever this node led itself meanwhile.
+            shared.epoch.fetch_max(self.ids.epoch, Ordering::Relaxed);
+        }
         shared.cluster_id.store(self.ids.cluster_id, Ordering::Relaxed);
         let revision = shared.store.read().current();
         tracing::debug!(revision, epoch = self.ids.epoch, "memory has what the leader has published");

@@ -48,6 +48,7 @@ struct State {
     advertise: Vec<String>,
     faults: VecDeque<Fault>,
     appends: u64,
+    values_read: u64,
 }
 
 impl Default for MemLog {
@@ -90,6 +91,11 @@ impl MemLog {
     /// How many batches were appended.
     pub fn appends(&self) -> u64 {
         self.state.lock().appends
+    }
+
+    /// How many values were asked for by their places.
+    pub fn values_read(&self) -> u64 {
+        self.state.lock().values_read
     }
 
     /// Loses the newest revisions, as a failover to a stale replica would.
@@ -232,7 +238,8 @@ impl Writer for MemWriter {
 impl Reader for MemLog {
     fn values(&self, revs: Vec<Rev>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, LogError>> {
         Box::pin(async move {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
+            state.values_read += revs.len() as u64;
             Ok(revs.iter().map(|rev| state.rows.get(rev).and_then(|row| row.value.clone())).collect())
         })
     }

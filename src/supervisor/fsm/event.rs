@@ -25,6 +25,13 @@ pub enum Event {
     RebuildNeeded,
     /// All requests that were under way are answered, and new ones are held.
     Drained,
+    /// PostgreSQL's disk takes nothing of what this leader writes, for long; the peer has everything that it took.
+    Stalled,
+    /// How much room PostgreSQL's disk has.
+    Disk {
+        /// Too little to be chosen for leading.
+        short: bool,
+    },
     /// An operator's wish.
     Operator(Wish),
 }
@@ -124,6 +131,8 @@ pub struct Heartbeat {
     pub grant: Option<Grant>,
     /// An ASYM value that the owner wants agreed.
     pub proposal: Option<Register>,
+    /// There is too little room on the sender's disk for it to be chosen for leading.
+    pub short_of_disk: bool,
     /// The sender has a whole copy and receives WAL: it can take over, and can be paired with.
     pub ready: bool,
 }
@@ -212,6 +221,10 @@ pub enum Note {
     Tampered,
     /// Requests are held for a switchover.
     HandsOver,
+    /// This leader's disk takes nothing any more: asks the peer to take over.
+    DiskStalls,
+    /// This leader's disk has no room, and the peer's has: hands over.
+    HandsOverFullDisk,
     /// The peer didn't take over in time.
     HandoverFailed,
     /// The peer is in maintenance: goes on alone.

@@ -1,6 +1,6 @@
 //! What the register's owner does.
 
-use super::event::{Action, Goal, Note, Postgres, Sync};
+use super::event::{Goal, Note, Postgres, Sync};
 use super::register::{Intent, Mode, Register};
 use super::state::State;
 use super::step::Step;
@@ -40,6 +40,7 @@ impl Step {
         self.end_handover();
         self.run_postgres();
         self.open();
+        self.make_room();
         if self.state.handover.is_some() {
             return self.abdicate();
         }
@@ -58,6 +59,7 @@ impl Step {
         let ended = !state.opened
             && !matches!(state.postgres, Postgres::Primary(_))
             && state.peer_is_ready(self.now)
+            && state.peer_has_room()
             && state.paused_until.is_none()
             && self.now < state.down_since + state.setup.timing.handover;
         state.is_owner() && state.mode() == Some(Mode::Pair) && (state.has_released() || ended)
@@ -188,29 +190,8 @@ impl Step {
         }
     }
 
-    /// Ends a switchover that the peer doesn't take up in time.
-    fn end_handover(&mut self) {
-        let patience = 2 * self.state.setup.timing.handover;
-        if self.state.handover.is_some_and(|handover| self.now >= handover.since + patience) {
-            self.state.handover = None;
-            self.note(Note::HandoverFailed);
-            self.actions.push(Action::Undrain);
-            self.send = true;
-        }
-    }
-
-    /// Without a witness the owner gives its right to the peer by itself.
-    fn abdicate(&mut self) {
-        if self.state.has_released() && self.state.may_be_alone() && self.state.peer_is_synchronous(self.now) {
-            let mut gift = self.value(Mode::Solo);
-            gift.owner = self.state.me().peer();
-            gift.epoch += 1;
-            self.adopt(gift, None);
-        }
-    }
-
     /// A new value in the present epoch.
-    fn value(&mut self, mode: Mode) -> Register {
+    pub(super) fn value(&mut self, mode: Mode) -> Register {
         Register { version: self.next_version(), epoch: self.epoch(), owner: self.state.me(), mode }
     }
 

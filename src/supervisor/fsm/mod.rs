@@ -13,6 +13,7 @@
 //! | `step` | what every event does first, whatever the node's part |
 //! | `swap` | compare-and-swaps: sent again until they are settled |
 //! | `boot`, `lead`, `follow` | what a node does in each of its parts |
+//! | `handover` | giving the leadership away while both nodes are there |
 //! | `timing` | how long each thing may take |
 //!
 //! Invariants (proved by `tests/pair_model.rs` and `tests/pair_simulation.rs`, which also show that each rule is needed):
@@ -25,6 +26,7 @@
 mod boot;
 mod event;
 mod follow;
+mod handover;
 mod lead;
 mod register;
 mod state;

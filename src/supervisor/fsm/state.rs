@@ -121,6 +121,10 @@ pub struct State {
     pub paused_until: Option<Millis>,
     /// As leader: the peer is in maintenance until then, and not waited for.
     pub peer_away_until: Option<Millis>,
+    /// There is too little room on this node's disk for it to be chosen for leading.
+    pub short_of_disk: bool,
+    /// After a handover that nobody took up, none is begun unasked before this.
+    pub hands_over_again_at: Millis,
 }
 
 impl State {
@@ -157,12 +161,19 @@ impl State {
             took_over_at: None,
             paused_until: None,
             peer_away_until: None,
+            short_of_disk: false,
+            hands_over_again_at: now,
         }
     }
 
     /// This node's id.
     pub fn me(&self) -> NodeId {
         self.setup.me
+    }
+
+    /// Whether it has the leader's part.
+    pub fn is_leader(&self) -> bool {
+        self.phase == Phase::Leader
     }
 
     /// Whether this node is the register's owner, as far as it knows.

@@ -2,7 +2,7 @@
 
 use super::event::{Action, Event, Goal, Grant, Heartbeat, Note, Postgres, Sync, Wish};
 use super::register::{Mode, Record, Register};
-use super::state::{Handover, Peer, Phase, State};
+use super::state::{Peer, Phase, State};
 use crate::types::Millis;
 
 /// The node's next state, and what is to be done, in order.
@@ -32,6 +32,11 @@ impl Step {
             Event::Postgres(postgres) => self.postgres(postgres),
             Event::RebuildNeeded => self.rebuild_needed(),
             Event::Drained => self.drained(),
+            Event::Stalled => self.stalled(),
+            Event::Disk { short } => {
+                self.state.short_of_disk = short;
+                self.send = true;
+            }
             Event::Operator(wish) => self.wish(wish),
         }
     }
@@ -173,32 +178,9 @@ impl Step {
         }
     }
 
-    fn drained(&mut self) {
-        if let Some(handover) = self.state.handover.as_mut().filter(|handover| !handover.drained) {
-            handover.drained = true;
-            self.state.released_at = Some(self.now);
-            self.state.lease_until = 0;
-            self.send = true;
-        }
-    }
-
     fn wish(&mut self, wish: Wish) {
         match wish {
-            Wish::Switchover => {
-                let able = self.state.phase == Phase::Leader
-                    && self.state.opened
-                    && self.state.handover.is_none()
-                    && self.state.peer_away_until.is_none()
-                    && self.state.mode() != Some(Mode::Solo)
-                    && self.state.record.intent.is_none()
-                    && (self.state.may_be_alone() || self.state.witness_is_usable(self.now))
-                    && self.state.peer_is_synchronous(self.now);
-                if able {
-                    self.state.handover = Some(Handover { since: self.now, drained: false });
-                    self.note(Note::HandsOver);
-                    self.actions.push(Action::Drain);
-                }
-            }
+            Wish::Switchover => self.switch_over(),
             Wish::AcceptDataLoss => self.take_over_by_force(),
             Wish::Pause { until } => self.state.paused_until = Some(until),
             Wish::Resume => self.state.paused_until = None,
@@ -359,6 +341,7 @@ impl Step {
             handing_over: state.has_released(),
             grant: state.granted.filter(|_| state.phase == Phase::Follower),
             proposal: state.proposal,
+            short_of_disk: state.short_of_disk,
             ready: state.phase == Phase::Follower && state.record.complete && (streams || warm && standby),
         }
     }

@@ -153,6 +153,7 @@ impl From<&Heartbeat> for WireHeartbeat {
             grant: heartbeat.grant.map(|grant| wire::Grant { process: grant.process, sent_at: grant.sent_at }),
             proposal: heartbeat.proposal.map(wire::Register::from),
             ready: heartbeat.ready,
+            short_of_disk: heartbeat.short_of_disk,
         }
     }
 }
@@ -173,6 +174,7 @@ impl TryFrom<WireHeartbeat> for Heartbeat {
             grant: wire.grant.map(|grant| Grant { process: grant.process, sent_at: grant.sent_at }),
             proposal: wire.proposal.map(Register::try_from).transpose()?,
             ready: wire.ready,
+            short_of_disk: wire.short_of_disk,
         })
     }
 }
@@ -197,6 +199,7 @@ mod tests {
             grant: Some(Grant { process: 3, sent_at: 4 }),
             proposal: Some(Register { mode: Mode::Solo, ..seen }),
             ready: true,
+            short_of_disk: true,
         }
     }
 

@@ -278,7 +278,13 @@ impl Driver {
         if report.goal != self.goal {
             return Ok(());
         }
+        if report.short_of_disk != self.state.short_of_disk {
+            self.event(Event::Disk { short: report.short_of_disk }).await?;
+        }
         self.event(Event::Postgres(report.postgres)).await?;
+        if report.stalled && report.goal == self.goal {
+            self.event(Event::Stalled).await?;
+        }
         if report.rebuild_needed && report.goal == self.goal {
             self.event(Event::RebuildNeeded).await?;
         }

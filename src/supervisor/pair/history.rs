@@ -193,6 +193,13 @@ fn tell(note: Note) -> (&'static str, &'static str) {
             "somebody changed synchronous_standby_names: nothing is answered until it is set right (ALTER SYSTEM RESET)",
         ),
         Note::HandsOver => ("hands-over", "requests are held for a switchover"),
+        Note::DiskStalls => (
+            "disk-stalls",
+            "the disk of this node's PostgreSQL takes nothing any more: asking the peer, which has everything, to take over",
+        ),
+        Note::HandsOverFullDisk => {
+            ("hands-over-full-disk", "this node's disk is nearly full and the peer's isn't: requests are held for a switchover")
+        }
         Note::HandoverFailed => ("handover-failed", "the peer did not take over in time: going on here"),
         Note::PeerAway => ("peer-away", "the peer is in maintenance: going on alone, and not waiting for it"),
         Note::PeerBack => ("peer-back", "the peer's maintenance has ended: both are a pair again as soon as it has caught up"),

@@ -36,7 +36,7 @@ const fn gauge(name: &'static str, help: &'static str, label: Option<&'static st
 }
 
 /// Every name, with where its figures come from.
-static FAMILIES: [Family; 19] = [
+static FAMILIES: [Family; 21] = [
     gauge("duet_pair_mode", "1 for the register's mode as this node knows it: PAIR, SOLO or ASYM.", Some("mode"), |status| {
         status.mode.as_deref().map_or_else(Vec::new, |now| one_of(["PAIR", "SOLO", "ASYM"], now))
     }),
@@ -86,6 +86,12 @@ static FAMILIES: [Family; 19] = [
     gauge("duet_pair_replay_lag_bytes", "WAL that this follower has received and not yet replayed.", None, |status| {
         let lag = status.details.flushed.saturating_sub(status.details.replayed) as f64;
         known(Some(lag).filter(|_| is_a(status, "standby")))
+    }),
+    gauge("duet_pair_disk_free_bytes", "Room on the disk below this node's PostgreSQL.", None, |status| {
+        known(Some(status.details.free_bytes).filter(|free| *free > 0).map(|free| free as f64))
+    }),
+    gauge("duet_pair_disk_short", "1 while this node has too little room to be chosen for leading.", None, |status| {
+        flag(status.short_of_disk)
     }),
     gauge("duet_pair_witness_up", "1 if the witness answers and is believed; absent without one.", None, |status| {
         match status.witness {
@@ -235,9 +241,19 @@ mod tests {
     #[test]
     fn what_is_not_known_is_absent() {
         let text = scrape(status(&state(Record::default()), Details::default()));
-        for absent in
-            ["mode", "epoch", "timeline", "survives", "lease", "lag", "heard", "last_takeover", "peer_ready", "virtual_ip"]
-        {
+        for absent in [
+            "mode",
+            "epoch",
+            "timeline",
+            "free_bytes",
+            "survives",
+            "lease",
+            "lag",
+            "heard",
+            "last_takeover",
+            "peer_ready",
+            "virtual_ip",
+        ] {
             assert!(!text.lines().any(|line| line.starts_with("duet_pair_") && line.contains(absent)), "{absent} in\n{text}");
         }
         for present in ["duet_pair_role{role=\"starting\"} 1", "duet_pair_open 0", "duet_pair_paused 0", "duet_pair_witness_up 0"]
@@ -250,7 +266,7 @@ mod tests {
     fn what_is_known_is_told_in_the_units_of_its_name() {
         let seen = Register { version: 7, epoch: 3, owner: NodeId::A, mode: Mode::Solo };
         let state = state(Record { seen: Some(seen), ..Record::default() });
-        let details = Details { timeline: 4, ..Details::default() };
+        let details = Details { timeline: 4, free_bytes: 5 << 30, ..Details::default() };
         let takeover = Takeover { detect_ms: 810, serve_ms: 5, ..Takeover::default() };
         let entry =
             Entry { at_ms: 1500, node: 'B', epoch: 3, what: String::new(), text: String::new(), takeover: Some(takeover) };
@@ -269,6 +285,8 @@ mod tests {
             "duet_pair_mode{mode=\"PAIR\"} 0",
             "duet_pair_epoch 3",
             "duet_pair_timeline 4",
+            "duet_pair_disk_free_bytes 5368709120",
+            "duet_pair_disk_short 0",
             "duet_pair_survives{loss=\"a\"} 0",
             "duet_pair_survives{loss=\"b\"} 1",
             "duet_pair_virtual_ip{state=\"duplicate\"} 1",

@@ -10,6 +10,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
@@ -27,13 +28,16 @@ use crate::types::Rev;
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The leader's end.
-pub struct ReplicationService(Engine);
+pub struct ReplicationService {
+    engine: Engine,
+    stop: CancellationToken,
+}
 
 impl ReplicationService {
-    /// Feeds followers from `engine`, while it is the writer.
+    /// Feeds followers from `engine`, while it is the writer, until `stop`.
     #[must_use]
-    pub fn new(engine: Engine) -> Self {
-        Self(engine)
+    pub fn new(engine: Engine, stop: CancellationToken) -> Self {
+        Self { engine, stop }
     }
 }
 
@@ -43,12 +47,12 @@ impl Replication for ReplicationService {
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let FollowRequest { cluster_id, revision, digest } = request.into_inner();
-        let messages = ReceiverStream::new(self.0.lead(Position { cluster_id, revision, digest }));
+        let messages = ReceiverStream::new(self.engine.lead(Position { cluster_id, revision, digest }));
         let on_wire = |message: Result<Followed, engine::Error>| match message {
             Ok(followed) => Ok(FollowResponse { what: Some(encode(followed)) }),
             Err(error) => Err(Status::unavailable(error.to_string())),
         };
-        Ok(Response::new(Box::pin(messages.map(on_wire))))
+        Ok(Response::new(Box::pin(messages.map(on_wire).take_until(self.stop.clone().cancelled_owned()))))
     }
 }
 

@@ -36,6 +36,9 @@ pub struct NodeStatus {
     pub postgres: String,
     /// Positions, free space, and what is being done.
     pub details: Details,
+    /// There is too little room on this node's disk for it to be chosen for leading.
+    #[serde(default)]
+    pub short_of_disk: bool,
     /// How long ago the peer was heard.
     pub peer_heard_ms_ago: Option<Millis>,
     /// The peer could take over.
@@ -117,6 +120,7 @@ impl NodeStatus {
             goal: goal_name(state.goal).to_owned(),
             postgres: postgres_name(state.postgres),
             details,
+            short_of_disk: state.short_of_disk,
             peer_heard_ms_ago: state.peer.map(|peer| now.saturating_sub(peer.heard_at)),
             peer_ready: peer_is_useful(state, now),
             witness: witness(state, now),

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
@@ -28,32 +28,70 @@ enum Level {
 /// The last serious lines, from which the reason of a failure is read.
 #[derive(Debug, Clone, Default)]
 pub struct Recent {
-    lines: Arc<Mutex<VecDeque<String>>>,
+    said: Arc<Mutex<Said>>,
     names: Names,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    lines: VecDeque<String>,
+    disk: DiskFaults,
+}
+
+/// What a process told of its disk, however much it said afterwards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskFaults {
+    /// The disk failed to keep, or to give back, what was written: nobody knows what is on it.
+    pub failed: bool,
+    /// It had no room.
+    pub full: bool,
+}
+
+impl DiskFaults {
+    fn of(line: &str) -> Self {
+        let has = |parts: &[&str]| parts.iter().any(|part| line.contains(part));
+        let fatal = has(&["PANIC:", "FATAL:"]);
+        let full = fatal && has(&["No space left on device", "Disk quota exceeded"]);
+        // With data_sync_retry off every failed fsync ends the server.
+        let failed = line.contains("PANIC:") && has(&["could not fsync", "could not fdatasync", "Input/output error"]);
+        Self { failed: failed && !full, full }
+    }
 }
 
 impl Recent {
     /// No lines yet; those that come will call the data directory by people's name for it.
     pub fn naming(names: Names) -> Self {
-        Self { lines: Arc::default(), names }
+        Self { said: Arc::default(), names }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, line: String) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == RECENT_LINES_MAX {
-            lines.pop_front();
+        let mut said = self.lock();
+        let disk = DiskFaults::of(&line);
+        said.disk.failed |= disk.failed;
+        said.disk.full |= disk.full;
+        if said.lines.len() == RECENT_LINES_MAX {
+            said.lines.pop_front();
         }
-        lines.push_back(line);
+        said.lines.push_back(line);
     }
 
     /// Forgets everything: a new process starts.
     pub fn clear(&self) {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.lock() = Said::default();
     }
 
     /// The lines, oldest first.
     pub fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.lock().lines.iter().cloned().collect()
+    }
+
+    /// What was said of the disk since the process started.
+    pub fn disk(&self) -> DiskFaults {
+        self.lock().disk
     }
 
     /// The last line that names an error, else the last line.
@@ -201,6 +239,23 @@ mod tests {
         assert_eq!(lines[0].len(), LINE_BYTES_MAX);
         assert_eq!(lines[1..], ["FATAL:  sorry".to_owned(), "LOG:  no newline at the end".to_owned()]);
         assert_eq!(recent.last_words().as_deref(), Some("FATAL:  sorry"));
+    }
+
+    #[test]
+    fn a_disk_that_failed_is_remembered_however_much_is_said_afterwards() {
+        let recent = Recent::default();
+        recent.push("WARNING:  could not fsync file \"x\": Input/output error".to_owned());
+        recent.push("FATAL:  the database system is starting up".to_owned());
+        assert_eq!(recent.disk(), DiskFaults::default());
+        recent.push("PANIC:  could not fdatasync file \"000000010000000000000003\": Input/output error".to_owned());
+        (0..2 * RECENT_LINES_MAX).for_each(|_| recent.push("WARNING:  terminating connection".to_owned()));
+        assert_eq!(recent.disk(), DiskFaults { failed: true, full: false });
+        recent.clear();
+        recent.push("PANIC:  could not write to file \"pg_wal/xlogtemp.7\": No space left on device".to_owned());
+        assert_eq!(recent.disk(), DiskFaults { failed: false, full: true });
+        recent.clear();
+        recent.push("PANIC:  could not fsync file \"pg_wal/xlogtemp.7\": No space left on device".to_owned());
+        assert_eq!(recent.disk(), DiskFaults { failed: false, full: true }, "nothing was lost");
     }
 
     #[test]

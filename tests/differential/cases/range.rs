@@ -21,7 +21,31 @@ pub fn cases() -> Vec<Case> {
     cases.extend(revisions());
     cases.extend(sorting());
     cases.extend(filters());
+    cases.push(ten_thousand());
     cases
+}
+
+/// A list of the size that Kubernetes asks for: whole, in pages at one revision while it changes, in other orders, counted.
+fn ten_thousand() -> Case {
+    let key = |number: u32| format!("list/{number:05}");
+    let fill = (0..10_000).collect::<Vec<_>>();
+    let mut all: Vec<Step> = fill
+        .chunks(125)
+        .map(|keys| {
+            let value = |number: &u32| format!("{:>200}", number * 7 % 1009);
+            txn(keys.iter().map(|number| put(key(*number), value(number)).into()).collect::<Vec<_>>()).into()
+        })
+        .collect();
+    let list = || get("list/").prefix();
+    all.extend(steps![list(), list().keys_only(), list().count_only(), list().limit(9999), list().limit(10_000)]);
+    // Revision 81 is the last one so far.
+    let mut from = 0;
+    while from < 10_000 {
+        all.extend(steps![get(key(from)).to("list0").limit(500).rev(81), put(key(from), "changed"), delete(key(from + 1))]);
+        from += 500;
+    }
+    all.extend(steps![list(), list().sort((SortTarget::Mod, SortOrder::Descend)).limit(3), list().min_mod(82)]);
+    fresh("10,000 keys: whole, in pages, sorted, counted", all)
 }
 
 fn selection() -> Vec<Case> {

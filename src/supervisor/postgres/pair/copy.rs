@@ -140,7 +140,8 @@ impl Pursuit<'_> {
         self.doing("writing the copy to the disk");
         self.on_disk(move |shared| {
             sync(filesystem)?;
-            replace(shared.root(), &copy, &shared.postgres.data_dir.pgdata())
+            replace(shared.root(), &copy, &shared.postgres.data_dir.pgdata())?;
+            shared.trust()
         })
         .await
     }

@@ -6,6 +6,7 @@
 //! | `primary` | starting, promoting, and what commits wait for |
 //! | `standby` | following: as it is, rewound, or from a new copy |
 //! | `copy` | pg_rewind and pg_basebackup, and what is left when they are interrupted |
+//! | `disk` | how much room there is, the ballast, and a disk that failed |
 //! | `inspect` | what it is set to, for `duet check` |
 //! | `probe` | what PostgreSQL says of itself, and whether it answers at all |
 //!
@@ -16,6 +17,7 @@
 //! It deliberately doesn't decide which goal is right, and never cancels a statement.
 
 mod copy;
+mod disk;
 mod inspect;
 mod primary;
 mod probe;
@@ -24,7 +26,7 @@ mod standby;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -73,6 +75,10 @@ pub struct Report {
     pub postgres: fsm::Postgres,
     /// The data directory can't be used to follow the leader, and the goal doesn't allow to make it anew.
     pub rebuild_needed: bool,
+    /// PostgreSQL's disk has taken nothing for long, and the peer has all that it took.
+    pub stalled: bool,
+    /// There is too little room for this node to be chosen for leading.
+    pub short_of_disk: bool,
     /// For people.
     pub details: Details,
 }
@@ -107,6 +113,7 @@ pub struct PairPostgres {
     goals: watch::Sender<Numbered>,
     numbers: AtomicU64,
     manager: JoinHandle<()>,
+    tender: JoinHandle<()>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +133,9 @@ struct Shared {
     armed: AtomicBool,
     /// It was promoted, and no checkpoint has been asked for since.
     promoted: AtomicBool,
+    room: disk::Room,
+    /// The disk failed under the data that is there: see [`Shared::is_distrusted`].
+    distrusted: AtomicBool,
     /// Held by whoever changes the data directory.
     disk: Arc<tokio::sync::Mutex<()>>,
 }
@@ -161,11 +171,14 @@ impl PairPostgres {
             details: Mutex::new(details),
             armed: AtomicBool::new(false),
             promoted: AtomicBool::new(false),
+            room: disk::Room::default(),
+            distrusted: AtomicBool::new(false),
             disk: Arc::default(),
         });
         let (goals, received) = watch::channel(Numbered { number: 0, goal: Goal::Stopped });
         let manager = tokio::spawn(manage(Arc::clone(&shared), received));
-        Ok(Self { shared, goals, numbers: AtomicU64::new(0), manager })
+        let tender = tokio::spawn(disk::tend(Arc::clone(&shared)));
+        Ok(Self { shared, goals, numbers: AtomicU64::new(0), manager, tender })
     }
 
     /// Whether there is a data directory that looks whole: neither missing, nor left half-done by a copy or a rewind.
@@ -212,6 +225,7 @@ impl PairPostgres {
 impl Drop for PairPostgres {
     fn drop(&mut self) {
         self.manager.abort();
+        self.tender.abort();
     }
 }
 
@@ -246,20 +260,29 @@ struct Pursuit<'a> {
     number: u64,
     /// The leader's data has been copied for this goal: it needn't be again.
     copied: AtomicBool,
+    /// How many copies have failed since the last that didn't.
+    copies_failed: AtomicU32,
 }
 
 impl<'a> Pursuit<'a> {
     fn new(shared: &'a Arc<Shared>, goal: Numbered) -> Self {
-        Self { shared, number: goal.number, copied: AtomicBool::new(false) }
+        Self { shared, number: goal.number, copied: AtomicBool::new(false), copies_failed: AtomicU32::new(0) }
     }
 
     fn report(&self, postgres: fsm::Postgres) {
-        self.report_with(postgres, false);
+        self.shared.reports.send_replace(self.found(postgres));
     }
 
-    fn report_with(&self, postgres: fsm::Postgres, rebuild_needed: bool) {
-        let details = self.shared.details.lock().clone();
-        self.shared.reports.send_replace(Report { goal: self.number, postgres, rebuild_needed, details });
+    /// What is to be reported, when nothing is wrong.
+    fn found(&self, postgres: fsm::Postgres) -> Report {
+        let room = &self.shared.room;
+        let details = Details { free_bytes: room.free_bytes(), ..self.shared.details.lock().clone() };
+        let short_of_disk = room.is_short();
+        Report { goal: self.number, postgres, rebuild_needed: false, stalled: false, short_of_disk, details }
+    }
+
+    fn report_rebuild_needed(&self) {
+        self.shared.reports.send_replace(Report { rebuild_needed: true, ..self.found(fsm::Postgres::Down) });
     }
 
     fn doing(&self, what: impl Into<String>) {
@@ -301,9 +324,16 @@ impl<'a> Pursuit<'a> {
     async fn launch(&self) -> Result<(), StartError> {
         let shared = Arc::clone(self.shared);
         let launched = tokio::spawn(async move { shared.postgres.restart(Duration::ZERO).await });
+        let launched = launched.await.unwrap_or_else(|error| {
+            Err(StartError::Failed { what: "starting PostgreSQL".to_owned(), detail: error.to_string() })
+        });
+        match &launched {
+            // Before it had anything to say, too: its configuration could not be written.
+            Err(StartError::DiskFull { .. }) => self.shared.on_disk(Shared::give_up_ballast).await,
+            Err(_) => self.heed_disk().await,
+            Ok(()) => {}
+        }
         launched
-            .await
-            .unwrap_or_else(|error| Err(StartError::Failed { what: "starting PostgreSQL".to_owned(), detail: error.to_string() }))
     }
 }
 

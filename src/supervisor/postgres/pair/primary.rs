@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::super::network::peer_role_sql;
 use super::super::{StartError, Status};
+use super::disk::Stall;
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
-use super::{LOOK, Pursuit, SOON, Shared};
+use super::{LOOK, Pursuit, Report, SOON, Shared};
 use crate::supervisor::fsm::{self, Sync};
 
 /// How long the postmaster may take to take over a changed configuration.
@@ -61,6 +62,7 @@ impl Pursuit<'_> {
         tokio::select! {
             () = exited(status) => {
                 tracing::warn!("PostgreSQL has ended");
+                self.heed_disk().await;
                 Ok(())
             }
             () = locked_out(std::sync::Arc::clone(self.shared)) => Err("PostgreSQL lets nobody in: ending it".to_owned()),
@@ -254,7 +256,7 @@ impl Pursuit<'_> {
 
     /// Reports what is, for as long as PostgreSQL answers; why it has to end.
     async fn watch_primary(&self, mut session: Session, sync: bool) -> String {
-        let mut confirming = Confirming::default();
+        let (mut confirming, mut stall) = (Confirming::default(), Stall::default());
         loop {
             let looked = Instant::now();
             let seen = match session.look().await {
@@ -282,7 +284,9 @@ impl Pursuit<'_> {
                 Sync::Waiting
             };
             self.note(&seen);
-            self.report(fsm::Postgres::Primary(report));
+            let found = self.found(fsm::Postgres::Primary(report));
+            let stalled = report == Sync::Confirmed && stall.lasts(&seen, looked);
+            self.shared.reports.send_replace(Report { stalled, ..found });
             let pause = if report == Sync::Waiting { SOON * 4 } else { LOOK };
             tokio::time::sleep(pause.saturating_sub(looked.elapsed())).await;
         }
@@ -295,8 +299,6 @@ impl Pursuit<'_> {
         details.replayed = if seen.in_recovery { seen.edge } else { seen.flushed };
         details.peer_flushed = seen.peer_flushed;
         details.sync_names.clone_from(&seen.sync_names);
-        details.free_bytes = nix::sys::statvfs::statvfs(self.shared.postgres.data_dir.root())
-            .map_or(0, |disk| disk.blocks_available() * disk.fragment_size());
     }
 }
 
@@ -318,7 +320,8 @@ impl Confirming {
         if flushed >= mark {
             self.confirmed = true;
             self.mark = Some((seen.edge, Instant::now()));
-        } else if taken.elapsed() > CONFIRM_MAX {
+        } else if taken.elapsed() > CONFIRM_MAX && flushed < seen.flushed {
+            // What this node's own disk hasn't taken, nobody can have got.
             self.confirmed = false;
         }
         self.confirmed

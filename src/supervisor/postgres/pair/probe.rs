@@ -41,6 +41,8 @@ pub(super) struct Seen {
     pub receiver: Option<i32>,
     /// Sessions that wait for a standby.
     pub waiting: i64,
+    /// Processes that wait for the disk to take WAL.
+    pub flushing: i64,
 }
 
 /// A session for looking.
@@ -73,6 +75,8 @@ impl Shared {
                       ORDER BY flush_lsn DESC NULLS LAST LIMIT 1), \
                    (SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
                    (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'), \
+                   (SELECT count(*) FROM pg_stat_activity \
+                      WHERE lower(wait_event) IN ('walsync', 'walwrite', 'walinitwrite', 'walinitsync')), \
                    coalesce((SELECT received_tli FROM pg_stat_wal_receiver), \
                      CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint()) \
                      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END)",
@@ -128,7 +132,8 @@ fn seen(row: &Row) -> Result<Seen, tokio_postgres::Error> {
         peer_flushed: row.try_get::<_, Option<i64>>(4)?.map(i64::cast_unsigned),
         receiver: row.try_get(5)?,
         waiting: row.try_get(6)?,
-        timeline: row.try_get::<_, i32>(7)?.cast_unsigned(),
+        flushing: row.try_get(7)?,
+        timeline: row.try_get::<_, i32>(8)?.cast_unsigned(),
     })
 }
 

@@ -21,6 +21,8 @@ use crate::supervisor::fsm;
 const LEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the look whether this is the leader's timeline may take.
 const VERIFY_DEADLINE: Duration = Duration::from_millis(500);
+/// Between two copies at most, when one fails after the other.
+const COPY_AGAIN_MAX: Duration = Duration::from_secs(30);
 /// A standby that gets nothing from a leader that is there, for so long, won't get anything.
 const STARVED: Duration = Duration::from_secs(15);
 
@@ -58,11 +60,17 @@ impl Pursuit<'_> {
                 Err(Obstacle::Rebuild(why)) => {
                     self.trouble(format!("this node's data can't be used to follow the leader: {why}"));
                     self.done();
-                    self.report_with(fsm::Postgres::Down, true);
+                    self.report_rebuild_needed();
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(self.pause()).await;
         }
+    }
+
+    /// Before the next try: a copy costs the leader as much as it costs here, so one that fails again and again is tried ever less often.
+    fn pause(&self) -> Duration {
+        let failures = self.copies_failed.load(Ordering::Acquire);
+        PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(COPY_AGAIN_MAX)
     }
 
     async fn is_standby(&self) -> bool {
@@ -86,7 +94,10 @@ impl Pursuit<'_> {
         self.well();
         self.done();
         tokio::select! {
-            () = exited(self.shared.postgres.status()) => Ok(()),
+            () = exited(self.shared.postgres.status()) => {
+                self.heed_disk().await;
+                Ok(())
+            }
             () = locked_out(Arc::clone(self.shared)) => {
                 self.end().await;
                 Err(Obstacle::Later("PostgreSQL let nobody in: it was ended".to_owned()))
@@ -104,9 +115,12 @@ impl Pursuit<'_> {
         self.end().await;
         self.report(fsm::Postgres::Down);
         let rebuild_now = rebuild && !self.copied.load(Ordering::Acquire);
-        if rebuild_now || !self.shared.has_data() {
+        let (whole, distrusted) = (self.shared.has_data(), self.shared.is_distrusted());
+        if rebuild_now || !whole || distrusted {
             if !rebuild {
-                return Err(Obstacle::Rebuild("there is none, or a copy or a rewind of it was interrupted".to_owned()));
+                let why =
+                    if whole { "the disk failed under it" } else { "there is none, or a copy or a rewind of it was interrupted" };
+                return Err(Obstacle::Rebuild(why.to_owned()));
             }
             self.leader().await.map_err(Obstacle::Later)?;
             self.copied().await?;
@@ -126,8 +140,12 @@ impl Pursuit<'_> {
 
     async fn copied(&self) -> Result<(), Obstacle> {
         self.copy().await.map_err(|error| match error {
-            CopyError::Later(why) | CopyError::Never(why) => Obstacle::Later(format!("pg_basebackup: {why}")),
+            CopyError::Later(why) | CopyError::Never(why) => {
+                self.copies_failed.fetch_add(1, Ordering::AcqRel);
+                Obstacle::Later(format!("pg_basebackup: {why}"))
+            }
         })?;
+        self.copies_failed.store(0, Ordering::Release);
         tracing::info!("copied the leader's data");
         self.copied.store(true, Ordering::Release);
         Ok(())
