@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::super::data_dir::{sync_dir, write_durably};
 use super::super::log::DiskFaults;
+use super::Shared;
 use super::probe::Seen;
-use super::{Pursuit, Shared};
 
 const MIB: u64 = 1 << 20;
 /// With less, a node isn't chosen for leading: a checkpoint's distance of WAL is twice as much, but a few minutes' time to react.
@@ -127,20 +127,20 @@ impl Shared {
     }
 }
 
-impl Pursuit<'_> {
+impl Shared {
     /// After PostgreSQL has ended, or refused to start: draws the conclusions from what it said of its disk.
-    pub(super) async fn heed_disk(&self) {
-        let DiskFaults { failed, full } = self.shared.postgres.recent.disk();
+    pub(super) async fn heed_disk(self: &Arc<Self>) {
+        let DiskFaults { failed, full } = self.postgres.recent.disk();
         if full {
-            self.shared.on_disk(Shared::give_up_ballast).await;
+            self.on_disk(Self::give_up_ballast).await;
         }
-        if failed && !self.shared.is_distrusted() {
+        if failed && !self.is_distrusted() {
             self.trouble(
                 "the disk failed to keep what PostgreSQL wrote: this node's data isn't trusted any more, and is made anew from the peer's \
                  once the peer leads. Look at the disk"
                     .to_owned(),
             );
-            if let Err(error) = self.shared.on_disk(Shared::distrust).await {
+            if let Err(error) = self.on_disk(Self::distrust).await {
                 tracing::warn!(%error, "that the data isn't trusted could not be written down");
             }
         }

@@ -260,13 +260,20 @@ struct Pursuit<'a> {
     number: u64,
     /// The leader's data has been copied for this goal: it needn't be again.
     copied: AtomicBool,
-    /// How many copies have failed since the last that didn't.
+    /// How many copies, and how many starts, have failed since the last that didn't.
     copies_failed: AtomicU32,
+    starts_failed: AtomicU32,
 }
 
 impl<'a> Pursuit<'a> {
     fn new(shared: &'a Arc<Shared>, goal: Numbered) -> Self {
-        Self { shared, number: goal.number, copied: AtomicBool::new(false), copies_failed: AtomicU32::new(0) }
+        Self {
+            shared,
+            number: goal.number,
+            copied: AtomicBool::new(false),
+            copies_failed: AtomicU32::new(0),
+            starts_failed: AtomicU32::new(0),
+        }
     }
 
     fn report(&self, postgres: fsm::Postgres) {
@@ -296,11 +303,7 @@ impl<'a> Pursuit<'a> {
 
     /// Tells people of trouble, once for each kind.
     fn trouble(&self, what: String) {
-        let mut details = self.shared.details.lock();
-        if details.trouble.as_ref() != Some(&what) {
-            tracing::warn!("{what}");
-            details.trouble = Some(what);
-        }
+        self.shared.trouble(what);
     }
 
     fn well(&self) {
@@ -316,28 +319,46 @@ impl<'a> Pursuit<'a> {
     /// Ends PostgreSQL at once; goes on to its end whatever becomes of the goal.
     async fn end(&self) {
         let shared = Arc::clone(self.shared);
-        let ended = tokio::spawn(async move { shared.postgres.end_at_once(STOP_PATIENCE).await });
+        let ended = tokio::spawn(async move {
+            shared.postgres.end_at_once(STOP_PATIENCE).await;
+            shared.heed_disk().await;
+        });
         let _ = ended.await;
     }
 
     /// Starts PostgreSQL in the role that its directory was given; goes on to its end whatever becomes of the goal.
     async fn launch(&self) -> Result<(), StartError> {
         let shared = Arc::clone(self.shared);
-        let launched = tokio::spawn(async move { shared.postgres.restart(Duration::ZERO).await });
+        let launched = tokio::spawn(async move {
+            let launched = shared.postgres.restart(Duration::ZERO).await;
+            match &launched {
+                // Before it had anything to say, too: its configuration could not be written.
+                Err(StartError::DiskFull { .. }) => shared.on_disk(Shared::give_up_ballast).await,
+                Err(_) => shared.heed_disk().await,
+                Ok(()) => {}
+            }
+            launched
+        });
         let launched = launched.await.unwrap_or_else(|error| {
             Err(StartError::Failed { what: "starting PostgreSQL".to_owned(), detail: error.to_string() })
         });
         match &launched {
-            // Before it had anything to say, too: its configuration could not be written.
-            Err(StartError::DiskFull { .. }) => self.shared.on_disk(Shared::give_up_ballast).await,
-            Err(_) => self.heed_disk().await,
-            Ok(()) => {}
+            Ok(()) => self.starts_failed.store(0, Ordering::Release),
+            Err(_) => drop(self.starts_failed.fetch_add(1, Ordering::AcqRel)),
         }
         launched
     }
 }
 
 impl Shared {
+    fn trouble(&self, what: String) {
+        let mut details = self.details.lock();
+        if details.trouble.as_ref() != Some(&what) {
+            tracing::warn!("{what}");
+            details.trouble = Some(what);
+        }
+    }
+
     /// Does what waits for the disk where nothing else waits for it: a busy disk may take seconds. It is done to its end and before
     /// anything that is asked for later, whatever becomes of who asked.
     async fn on_disk<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {

@@ -62,7 +62,6 @@ impl Pursuit<'_> {
         tokio::select! {
             () = exited(status) => {
                 tracing::warn!("PostgreSQL has ended");
-                self.heed_disk().await;
                 Ok(())
             }
             () = locked_out(std::sync::Arc::clone(self.shared)) => Err("PostgreSQL lets nobody in: ending it".to_owned()),

@@ -21,6 +21,8 @@ use crate::supervisor::fsm;
 const LEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the look whether this is the leader's timeline may take.
 const VERIFY_DEADLINE: Duration = Duration::from_millis(500);
+/// Between two starts at most, when one fails after the other.
+const START_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Between two copies at most, when one fails after the other.
 const COPY_AGAIN_MAX: Duration = Duration::from_secs(30);
 /// A standby that gets nothing from a leader that is there, for so long, won't get anything.
@@ -69,8 +71,9 @@ impl Pursuit<'_> {
 
     /// Before the next try: a copy costs the leader as much as it costs here, so one that fails again and again is tried ever less often.
     fn pause(&self) -> Duration {
-        let failures = self.copies_failed.load(Ordering::Acquire);
-        PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(COPY_AGAIN_MAX)
+        let (copies, starts) = (self.copies_failed.load(Ordering::Acquire), self.starts_failed.load(Ordering::Acquire));
+        let grown = |failures| PAUSE.saturating_mul(2_u32.saturating_pow(failures));
+        grown(copies).min(COPY_AGAIN_MAX).max(grown(starts).min(START_AGAIN_MAX))
     }
 
     async fn is_standby(&self) -> bool {
@@ -94,10 +97,7 @@ impl Pursuit<'_> {
         self.well();
         self.done();
         tokio::select! {
-            () = exited(self.shared.postgres.status()) => {
-                self.heed_disk().await;
-                Ok(())
-            }
+            () = exited(self.shared.postgres.status()) => Ok(()),
             () = locked_out(Arc::clone(self.shared)) => {
                 self.end().await;
                 Err(Obstacle::Later("PostgreSQL let nobody in: it was ended".to_owned()))
