@@ -278,20 +278,20 @@ async fn a_postgresql_killed_in_the_middle_of_everything_loses_nothing_that_was_
 }
 
 /// Of the events that the client doesn't read.
-const UNREAD: u64 = 3000;
+const UNREAD: u64 = 8000;
 const UNREAD_BYTES: usize = 16 << 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_stops_reading_holds_up_nobody_and_gets_everything_when_it_goes_on() {
     let (dir, seed) = (scratch(), seed());
-    // Less than what isn't read: the server can't keep it for the client.
+    // Recent history and values in memory are much less than what isn't read.
     let mut duet = dev(&dir, "--value-cache-bytes 4MiB");
     let url = duet.ready();
     let mut load = Load::new(seed, vec![url.clone()]);
     load.write("a/", 0);
     load.watch("a/", 1, 0);
     let mut client = Client::connect([&url], None).await.unwrap();
-    let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(1);
+    let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(1).with_fragment();
     let mut unread = client.watch("unread/", Some(options)).await.unwrap();
     let memory = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", duet.child.id())).unwrap();
@@ -304,7 +304,7 @@ async fn a_client_that_stops_reading_holds_up_nobody_and_gets_everything_when_it
     load.fill("unread/more/", UNREAD * 9 / 10, UNREAD_BYTES).await;
     load.progress(200).await;
     let (grown, missing) = (memory().saturating_sub(before), UNREAD * UNREAD_BYTES as u64);
-    assert!(grown < missing, "memory has grown by {grown} bytes; {missing} bytes of events are unread");
+    assert!(grown < missing / 2, "memory has grown by {grown} bytes; {missing} bytes of events are unread");
     let (mut seen, mut newest) = (0, 0);
     while seen < UNREAD {
         let response = tokio::time::timeout(PATIENCE, unread.message()).await.expect("it goes on").unwrap().unwrap();
@@ -312,14 +312,12 @@ async fn a_client_that_stops_reading_holds_up_nobody_and_gets_everything_when_it
         for event in response.events() {
             let kv = event.kv().unwrap();
             assert!(kv.mod_revision() >= newest, "events come in the order of their revisions");
-            assert_eq!((kv.version(), kv.value().len()), (1, UNREAD_BYTES), "each is put once");
+            assert!(kv.version() == 1 && kv.value().len() >= UNREAD_BYTES, "each is put once");
             newest = kv.mod_revision();
             seen += 1;
         }
     }
-    let evidence = load.finish().await;
-    assert_eq!(evidence.leases_granted.len(), 0);
-    let mut evidence = evidence;
+    let mut evidence = load.finish().await;
     Database::of_dev(&dir).testify(&mut evidence).await;
     evidence.assert_sound(seed);
 }
