@@ -4,8 +4,11 @@ use std::os::unix::fs::PermissionsExt;
 
 use duet::supervisor::pair::status::NodeStatus;
 use etcd_client::{Client, GetOptions};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::history::Outcome;
+use crate::load::Load;
 use crate::pair::{A, B, Pair, leader_of};
 use crate::{assert_sound, load, seed};
 
@@ -157,4 +160,39 @@ async fn a_drill_really_loses_a_node_and_finds_that_nothing_was_lost() {
     pair.until("without a witness", |all| all.iter().all(|one| one.mode.as_deref() == Some("ASYM"))).await;
     let refused = pair.operate(A, &["drill", "kill-leader", "--yes"]).await.unwrap_err();
     assert!(refused.contains("no drill: the mode must be PAIR"), "{refused}");
+}
+
+/// An older release to upgrade from: DUET_TEST_OLD_BIN names it. Without one, the same release is installed again.
+fn old_release() -> std::path::PathBuf {
+    std::env::var_os("DUET_TEST_OLD_BIN").map_or_else(crate::common::process::duet, Into::into)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_of_one_node_at_a_time_fails_no_request() {
+    let (mut pair, seed) = (Pair::begin(true), seed());
+    pair.programs = [old_release(), old_release()];
+    pair = pair.started().await;
+    let leader = pair.until_paired().await;
+    // The follower first: what leads is never older than what follows.
+    for upgraded in [1 - leader, leader] {
+        let stays = 1 - upgraded;
+        let mut load = Load::on(seed, pair.urls(), stays);
+        let name = if upgraded == leader { "second/" } else { "first/" };
+        load.write(name, stays);
+        load.list(name, stays);
+        load.progress(50).await;
+        pair.node(upgraded).signal(Signal::SIGTERM);
+        pair.node(upgraded).ended();
+        load.progress(50).await;
+        pair.programs[upgraded] = crate::common::process::duet();
+        pair.start_node(upgraded);
+        assert_eq!(pair.until_paired().await, stays);
+        load.progress(50).await;
+        assert_eq!((load.failed_lists(), load.stream_ends()), (0, 0), "while node {upgraded} was upgraded");
+        let evidence = load.finish().await;
+        let failed: Vec<_> = evidence.writes.iter().filter(|write| !matches!(write.outcome, Outcome::Acknowledged(_))).collect();
+        assert!(failed.is_empty(), "while node {upgraded} was upgraded: {failed:?}");
+    }
+    let versions: Vec<String> = pair.statuses(A).await.into_iter().map(|one| one.version).collect();
+    assert_eq!(versions.len(), 2, "{versions:?}");
 }

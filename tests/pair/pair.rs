@@ -29,6 +29,8 @@ pub struct Pair {
     client_ports: [u16; 2],
     pg_ports: [u16; 2],
     guarded: bool,
+    /// What each node runs.
+    pub programs: [PathBuf; 2],
     /// Further flags of each node.
     pub flags: [Vec<String>; 2],
     // In this order: the witness is there until the nodes have ended, and the files until everything has.
@@ -89,6 +91,7 @@ impl Pair {
             client_ports: [ca, cb],
             pg_ports: [ga, gb],
             guarded: true,
+            programs: [duet(), duet()],
             flags: [Vec::new(), Vec::new()],
             nodes: [None, None],
             witness: None,
@@ -136,7 +139,7 @@ impl Pair {
         let guardian = if self.guarded { "true" } else { "false" };
         let args = ["node", "--config-file", &config, "--pg-shared-buffers=32MiB", &format!("--guardian={guardian}")];
         let args: Vec<String> = args.into_iter().map(str::to_owned).chain(self.flags[node].clone()).collect();
-        self.nodes[node] = Some(Process::start(&duet(), &args));
+        self.nodes[node] = Some(Process::start(&self.programs[node], &args));
     }
 
     pub fn node(&mut self, node: usize) -> &mut Process {
