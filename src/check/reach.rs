@@ -1,6 +1,8 @@
 //! Whether the other two can be reached from here: at their ports, with certificates that both sides take.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +50,9 @@ pub async fn reach_peer(pair: &PairConfig, tls: &Arc<rustls::ClientConfig>) -> V
 
 /// From this node to the witness.
 pub async fn reach_witness(pair: &PairConfig, tls: &Arc<rustls::ClientConfig>) -> Vec<Finding> {
+    if let Some((program, _)) = &pair.fence {
+        return vec![fence(program)];
+    }
     let Some(url) = &pair.witness else {
         return vec![Finding::warn(
             WITNESS,
@@ -77,6 +82,21 @@ pub async fn reach_witness(pair: &PairConfig, tls: &Arc<rustls::ClientConfig>) -
         findings.push(certificates::lasts("the witness's", &shown, certificates::now()));
     }
     findings
+}
+
+/// The program is there, and can be run. What it does can only be tried by putting a machine off: duet drill --kill.
+fn fence(program: &Path) -> Finding {
+    const FENCE: &str = "fence";
+    match std::fs::metadata(program) {
+        Ok(found) if found.is_file() && found.permissions().mode() & 0o111 != 0 => {
+            Finding::ok(FENCE, format!("{} is there; run it by hand once, with the other node's letter", program.display()))
+        }
+        Ok(_) => Finding::fail(FENCE, format!("{} isn't a program", program.display()), "chmod +x, or correct --fence-command"),
+        Err(error) => {
+            let text = format!("{}: {error}", program.display());
+            Finding::fail(FENCE, text, "correct --fence-command: without it nobody takes over")
+        }
+    }
 }
 
 async fn within<T>(reach: impl Future<Output = io::Result<T>>) -> io::Result<T> {

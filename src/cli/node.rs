@@ -3,6 +3,7 @@
 //!
 //! The supervisor has threads of its own, so that no load on the API delays a heartbeat.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,11 +28,12 @@ use crate::proto::duetpb::check_server::CheckServer;
 use crate::proto::duetpb::peer_server::PeerServer;
 use crate::proto::duetpb::replication_server::ReplicationServer;
 use crate::storage::pg::{PgLog, PgOptions};
-use crate::supervisor::fsm::{NodeId, Setup, Wish};
+use crate::supervisor::fsm::{NodeId, Setup, Third, Wish};
 use crate::supervisor::pair::admin::AdminService;
 use crate::supervisor::pair::clock;
 use crate::supervisor::pair::drill;
 use crate::supervisor::pair::driver::{Driver, Handle, Parts, View};
+use crate::supervisor::pair::fence::Fence;
 use crate::supervisor::pair::gate::{Gate, Rights};
 use crate::supervisor::pair::history::History;
 use crate::supervisor::pair::hooks::{self, Hook};
@@ -275,7 +277,14 @@ impl Started {
         let deadline = backend::deadline(pair.timing);
         let connect = |url| backend::connect(url, &pair.cluster, Arc::clone(&self.client_tls), deadline);
         let witness = pair.witness.as_ref().map(connect).transpose().map_err(|error| Failure::usage(error.to_string()))?;
-        let setup = Setup { me: pair.node, timing: pair.timing, witness: witness.is_some(), begins: pair.node == NodeId::A };
+        let third = match (&pair.fence, &witness) {
+            (Some((_, delay)), _) => Third::Fence { delay: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX) },
+            (None, Some(_)) => Third::Witness,
+            (None, None) => Third::Nobody,
+        };
+        let setup = Setup { me: pair.node, timing: pair.timing, third, begins: pair.node == NodeId::A };
+        let puts_off =
+            |(program, _): (PathBuf, Duration)| Fence { program, cluster: pair.cluster.clone(), peer: pair.node.peer() };
         let holder = pair.virtual_ip.clone().map(|ip| virtual_ip::start(ip, self.gate.changes(), self.stop.clone()));
         let (virtual_ip_status, virtual_ip) = holder.unzip();
         let parts = Parts {
@@ -285,6 +294,7 @@ impl Started {
             record,
             postgres: Arc::clone(&postgres),
             witness,
+            fence: pair.fence.clone().map(puts_off),
             link: link.clone(),
             gate: self.gate,
             drain: self.drain,

@@ -114,6 +114,8 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Pair, "peer-pg", Kind::Text, "", "The other node's PostgreSQL: HOST:PORT."),
     opt(Group::Pair, "pair-timing", Kind::OneOf(&["fast", "normal", "wan"]), "fast", "How long silences may last: fast fails over in about a second."),
     opt(Group::Pair, "guardian", Kind::Bool, "true", "Kill and restart a node that stands still for more than a second, so that its clients go to the other one."),
+    opt(Group::Pair, "fence-command", Kind::Path, "", "In the place of a witness: a program that puts the other node's machine off, and ends with 0 once it is certainly off: PROGRAM a|b (whose machine), with DUET_CLUSTER and DUET_PEER. Killed after a minute and run again while that node isn't heard. Must be the same kind of third party on both nodes."),
+    opt(Group::Pair, "fence-delay", Kind::Duration, "5s", "How much longer than the leader the follower waits before it has the other one put off: longer than the command takes, so that of two nodes that are cut off from each other the leader stays."),
     opt(Group::Pair, "on-role-change", Kind::Path, "", "A program to run when this node's part changes: PROGRAM leader|follower|none EPOCH, with DUET_NODE, DUET_CLUSTER, DUET_ROLE, DUET_EPOCH and DUET_MODE. Killed after 10 s; no failover waits for it."),
     opt(Group::Pair, "virtual-ip", Kind::Text, "", "An address of the nodes' network that the node which leads has: ADDRESS/PREFIX, such as 10.0.0.10/24. For clients that can be given one address only."),
     opt(Group::Pair, "virtual-ip-interface", Kind::Text, "", "The network interface that --virtual-ip is added to, such as eth0."),

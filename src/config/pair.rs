@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::url::{ListenAddress, ListenUrl};
 use super::validate::Checker;
@@ -26,6 +27,8 @@ pub struct PairConfig {
     pub peer: HostPort,
     /// `--witness-url`.
     pub witness: Option<WitnessUrl>,
+    /// `--fence-command`, and `--fence-delay`.
+    pub fence: Option<(PathBuf, Duration)>,
     /// The pair's certificates.
     pub tls: PairTlsFiles,
     /// `--pg-listen`.
@@ -158,6 +161,21 @@ fn virtual_ip(c: &mut Checker, listen: &[ListenUrl]) -> Option<VirtualIp> {
     Some(VirtualIp { address, prefix_len, interface })
 }
 
+fn fence(c: &mut Checker) -> Option<(PathBuf, Duration)> {
+    let program = c.path("fence-command")?;
+    if c.nonempty("witness-url").is_some() {
+        c.wrong(
+            "fence-command",
+            "can't decide beside a witness",
+            "set one of --witness-url and --fence-command, the same on both nodes",
+        );
+    }
+    if !program.is_absolute() {
+        c.wrong("fence-command", "is no absolute path", "write the program's whole path: no shell looks for it");
+    }
+    Some((program, c.duration("fence-delay")))
+}
+
 pub(super) fn validate(c: &mut Checker, config: &mut Config) {
     config.listen_peer = c.nonempty("listen-peer-url").map(str::to_owned).and_then(|_| {
         c.parsed("listen-peer-url", None, |text| {
@@ -213,6 +231,7 @@ pub(super) fn validate(c: &mut Checker, config: &mut Config) {
         listen_peer,
         peer: c.parsed("peer-url", fallback(), url_host),
         witness: witness.flatten(),
+        fence: fence(c),
         tls: config.pair_tls.clone().expect("none of the three is missing"),
         pg_listen: c.parsed("pg-listen", any, |text| {
             let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
@@ -287,6 +306,15 @@ mod tests {
     }
 
     #[test]
+    fn either_a_witness_or_a_fencing_device_decides() {
+        let fence = ("fence-command", "/usr/local/sbin/fence");
+        let pair = with(GOOD.into_iter().chain([fence, ("fence-delay", "7s")])).unwrap().pair.unwrap();
+        assert_eq!(pair.fence, Some((fence.1.into(), Duration::from_secs(7))));
+        let errors = with(GOOD.into_iter().chain([fence, ("witness-url", "https://w:2382")])).unwrap_err();
+        assert!(errors[0].starts_with("--fence-command can't decide beside a witness"), "{errors:?}");
+    }
+
+    #[test]
     fn whatever_is_missing_or_wrong_is_named() {
         for (name, _) in GOOD {
             let errors = with(GOOD.into_iter().filter(|(other, _)| *other != name)).unwrap_err();
@@ -300,6 +328,7 @@ mod tests {
             ("peer-pg", "node-a"),
             ("pg-listen", "node-b:5433"),
             ("witness-url", "https://w"),
+            ("fence-command", "fence"),
             ("node", "c"),
         ] {
             let flags = GOOD.into_iter().filter(|(other, _)| *other != name).chain([(name, value)]);

@@ -77,7 +77,7 @@ impl Checker<'_> {
         })
     }
 
-    fn duration(&mut self, name: &str) -> Duration {
+    pub(super) fn duration(&mut self, name: &str) -> Duration {
         self.parsed(name, Duration::ZERO, parse_duration)
     }
 

@@ -5,12 +5,13 @@
 
 mod world;
 
-use duet::supervisor::fsm::Mode;
+use duet::supervisor::fsm::{Mode, Third};
 use stateright::{Checker, Model, Property};
 use world::{Budget, Happening, Mutation, World};
 
 struct Pair {
     mode: Mode,
+    third: Third,
     budget: Budget,
     mutation: Option<Mutation>,
     /// What has happened when the exploration begins.
@@ -22,7 +23,7 @@ impl Model for Pair {
     type Action = Happening;
 
     fn init_states(&self) -> Vec<World> {
-        let steady = World::steady(self.mode, self.budget, self.mutation);
+        let steady = World::steady(self.mode, self.third, self.budget, self.mutation);
         let begin = self.prefix.iter().fold(steady, |world, happening| {
             world.after(*happening).unwrap_or_else(|| panic!("{happening:?} changes nothing in {world:?}"))
         });
@@ -60,14 +61,14 @@ const NONE: Budget = Budget {
     ticks: 8,
 };
 
-const PAIR: Pair = Pair { mode: Mode::Pair, budget: NONE, mutation: None, prefix: &[] };
+const PAIR: Pair = Pair { mode: Mode::Pair, third: Third::Witness, budget: NONE, mutation: None, prefix: &[] };
 
 fn states_max() -> usize {
     std::env::var("DUET_MODEL_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
 }
 
 fn explore(pair: Pair) -> Option<String> {
-    let what = format!("{:?} {:?} {:?}", pair.mode, pair.budget, pair.mutation);
+    let what = format!("{:?} {:?} {:?} {:?}", pair.mode, pair.third, pair.budget, pair.mutation);
     let checker = pair.checker().threads(2).target_state_count(states_max()).spawn_bfs().join();
     let found = checker.discovery(RULES).map(|path| {
         let last = path.last_state().broken.unwrap_or("?");
@@ -85,9 +86,9 @@ fn assert_holds(pair: Pair) {
 
 /// The same world without the mutation must hold: it is the mutation that is noticed.
 fn assert_noticed(mutation: Mutation, pair: Pair) {
-    let Pair { mode, budget, prefix, .. } = pair;
+    let Pair { mode, third, budget, prefix, .. } = pair;
     assert!(explore(Pair { mutation: Some(mutation), ..pair }).is_some(), "{mutation:?} went unnoticed");
-    assert_holds(Pair { mode, budget, prefix, mutation: None });
+    assert_holds(Pair { mode, third, budget, prefix, mutation: None });
 }
 
 #[test]
@@ -214,8 +215,81 @@ fn forgetting_that_asym_was_agreed_is_noticed() {
     let budget = Budget { crashes: 1, cuts: 1, ticks: 12, ..NONE };
     use Happening::*;
     let prefix = &[CutWitness(0), Crash(1), Restart(1), CutOneWay(1)];
-    assert_noticed(
-        Mutation::ForgetsAsym,
-        Pair { mode: Mode::Asym, budget: Budget { cuts: 2, ..budget }, prefix, mutation: None },
-    );
+    assert_noticed(Mutation::ForgetsAsym, Pair { mode: Mode::Asym, budget: Budget { cuts: 2, ..budget }, prefix, ..PAIR });
+}
+
+/// With a fencing device in the place of the witness; the follower waits a tick longer than the leader.
+const FENCED: Pair = Pair { third: Third::Fence { delay: 1 }, budget: Budget { versions: 20, ..NONE }, ..PAIR };
+
+#[test]
+fn with_a_fencing_device_crashes_and_partitions_lose_nothing() {
+    assert_holds(Pair { budget: Budget { crashes: 1, cuts: 1, ticks: 12, ..FENCED.budget }, ..FENCED });
+    assert_holds(Pair { budget: Budget { writes: 2, cuts: 2, lost_answers: 1, ticks: 12, ..FENCED.budget }, ..FENCED });
+    assert_holds(Pair { budget: Budget { postgres_crashes: 2, cuts: 1, ticks: 10, ..FENCED.budget }, ..FENCED });
+}
+
+#[test]
+fn with_a_fencing_device_pauses_switchovers_and_copies_made_anew_lose_nothing() {
+    assert_holds(Pair { budget: Budget { pauses: 1, crashes: 1, ticks: 12, ..FENCED.budget }, ..FENCED });
+    assert_holds(Pair { budget: Budget { switchovers: 1, crashes: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
+    assert_holds(Pair { budget: Budget { rebuilds: 1, crashes: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
+    assert_holds(Pair { budget: Budget { wishes: 2, disks: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
+}
+
+#[test]
+fn with_a_fencing_device_pairing_loses_nothing() {
+    let budget = Budget { crashes: 1, cuts: 1, lost_answers: 1, ticks: 12, ..FENCED.budget };
+    assert_holds(Pair { mode: Mode::Solo, budget, ..FENCED });
+    assert_holds(Pair { mode: Mode::Asym, budget, ..FENCED });
+}
+
+#[test]
+fn putting_a_peer_off_that_has_not_heard_this_process_is_noticed() {
+    use Happening::*;
+    // The leader has the follower put off and goes on alone; the follower comes back, and hears nobody.
+    let prefix = &[
+        CutPair,
+        Tick,
+        Tick,
+        SwapArrives(0, true),
+        SwapArrives(0, true),
+        Move(0),
+        Write(0),
+        Restart(1),
+        Tick,
+        Move(1),
+        Tick,
+        Tick,
+        Tick,
+        Tick,
+    ];
+    let budget = Budget { cuts: 1, ticks: 16, ..FENCED.budget };
+    assert_noticed(Mutation::FencesUnheard, Pair { budget, prefix, ..FENCED });
+}
+
+#[test]
+fn believing_that_a_peer_is_off_that_was_heard_since_is_noticed() {
+    use Happening::*;
+    // The follower has a lost leader put off, and isn't told for long; the leader comes back and is in step, and they are cut off from
+    // each other.
+    let prefix = &[
+        Crash(0),
+        Tick,
+        Tick,
+        Tick,
+        Tick,
+        Tick,
+        SwapArrives(0, true),
+        Restart(0),
+        Tick,
+        Move(0),
+        Move(1),
+        Tick,
+        CutPair,
+        SwapArrives(0, true),
+        Tick,
+        Tick,
+    ];
+    let budget = Budget { crashes: 1, cuts: 1, ticks: 18, ..FENCED.budget };
+    assert_noticed(Mutation::BelievesLateFence, Pair { budget, prefix, ..FENCED });
 }

@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 
 use duet::supervisor::fsm::{
     Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Postgres, Record, Register, Setup, State, SwapOutcome, Sync,
-    Timing, Wish, step,
+    Third, Timing, Wish, step,
 };
 
 /// One tick is one heartbeat interval; everything else keeps its proportions.
@@ -53,6 +53,10 @@ pub enum Mutation {
     PromotesIncomplete,
     /// The nodes' agreement on ASYM isn't kept across a restart.
     ForgetsAsym,
+    /// A node that nobody has heard since it started has its peer put off.
+    FencesUnheard,
+    /// The command's answer counts even though the peer was heard since.
+    BelievesLateFence,
 }
 
 /// How often each kind of trouble may strike.
@@ -104,6 +108,8 @@ pub struct Swap {
     pub instance: u64,
     pub expected: u64,
     pub new: Register,
+    /// A fencing device's command has put the other machine off, and its answer is under way.
+    pub landed: bool,
 }
 
 /// Directed links between the nodes, and each node's link to the witness.
@@ -166,17 +172,18 @@ pub fn id(node: usize) -> NodeId {
 
 impl World {
     /// Both nodes up and in step, owned by A in this mode; nothing has happened yet.
-    pub fn steady(mode: Mode, budget: Budget, mutation: Option<Mutation>) -> Self {
+    pub fn steady(mode: Mode, third: Third, budget: Budget, mutation: Option<Mutation>) -> Self {
         let seen = Register { version: 1, epoch: 1, owner: NodeId::A, mode };
         // ASYM is agreed on when the witness is lost: what the witness has is older.
         let version = if mode == Mode::Asym { 2 } else { 1 };
         let stored = Register { mode: if mode == Mode::Asym { Mode::Pair } else { mode }, ..seen };
         let seen = Register { version, ..seen };
-        let record = Record { seen: Some(seen), instance: Some(1), intent: None, complete: true, rebuilds_in: None, process: 1 };
+        let instance = (third == Third::Witness).then_some(1);
+        let record = Record { seen: Some(seen), instance, intent: None, complete: true, rebuilds_in: None, process: 1 };
         let node = |index| Node {
             up: true,
             paused: false,
-            state: State::new(Setup { me: id(index), timing: TIMING, witness: true, begins: index == 0 }, record, 0),
+            state: State::new(Setup { me: id(index), timing: TIMING, third, begins: index == 0 }, record, 0),
             role: Role::Off,
             wal: Vec::new(),
             shown: None,
@@ -412,8 +419,11 @@ impl World {
                 }
             }
             Action::Swap { instance, expected, new } => {
-                let swap = Swap { from: node, process: self.nodes[node].state.record.process, instance, expected, new };
-                if !self.cuts.witness[node] && !self.swaps.contains(&swap) {
+                let process = self.nodes[node].state.record.process;
+                let swap = Swap { from: node, process, instance, expected, new, landed: false };
+                // One command at a time; a fencing device has ways of its own.
+                let under_way = self.swaps.iter().any(|other| Swap { landed: false, ..*other } == swap);
+                if !under_way && (self.fences() || !self.cuts.witness[node]) {
                     self.swaps.push(swap);
                 }
             }
@@ -431,7 +441,33 @@ impl World {
         }
     }
 
+    fn fences(&self) -> bool {
+        self.nodes[0].state.fences()
+    }
+
+    /// A command puts the other machine off, whatever has become of who gave it; its answer comes later.
+    fn fence_arrives(&mut self, index: usize, answered: bool) {
+        let Swap { from, process, instance, new, landed, .. } = self.swaps[index];
+        if !landed && answered {
+            self.swaps[index].landed = true;
+            if self.nodes[1 - from].up {
+                self.crash(1 - from);
+            }
+            return;
+        }
+        self.swaps.remove(index);
+        let node = &self.nodes[from];
+        if !answered {
+            self.budget.lost_answers -= 1;
+        } else if node.up && !node.paused && node.state.record.process == process {
+            self.deliver(from, Event::Swapped { new, outcome: SwapOutcome::Applied { instance } });
+        }
+    }
+
     fn swap_arrives(&mut self, index: usize, answered: bool) {
+        if self.fences() {
+            return self.fence_arrives(index, answered);
+        }
         let swap = self.swaps.remove(index);
         let applied = swap.instance == self.witness.instance && swap.expected == self.witness.version();
         if applied {
@@ -634,6 +670,13 @@ impl World {
                 state.promised_until = 0;
             }
             Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => state.record.complete = true,
+            Some(Mutation::FencesUnheard) => state.known_to_peer = true,
+            Some(Mutation::BelievesLateFence) => {
+                let pending = self.nodes[node].state.pending;
+                if let Some(pending) = pending.filter(|pending| state.record.version() < pending.new.version) {
+                    state.pending.get_or_insert(pending);
+                }
+            }
             Some(Mutation::OpensUnconfirmed) if matches!(state.postgres, Postgres::Primary(_)) => state.opened = true,
             _ => {}
         }

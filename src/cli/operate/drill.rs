@@ -100,7 +100,7 @@ fn fit(statuses: &Statuses) -> Result<usize, String> {
     let survives = &both[leader].survives;
     match () {
         () if both.iter().any(|status| status.mode.as_deref() != Some("PAIR")) => Err("the mode must be PAIR".to_owned()),
-        () if both.iter().any(|status| status.witness != WitnessStatus::Answers) => {
+        () if both.iter().any(|status| !matches!(status.witness, WitnessStatus::Answers | WitnessStatus::Fence)) => {
             Err("the witness must answer both nodes".to_owned())
         }
         () if both.iter().any(|status| status.paused_for_ms.is_some()) => Err("failover is paused (duet resume)".to_owned()),

@@ -43,6 +43,7 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
                     lag,
                     match status.witness {
                         WitnessStatus::None => "none",
+                        WitnessStatus::Fence => "fence",
                         WitnessStatus::Answers => "answers",
                         WitnessStatus::Silent => "SILENT",
                         WitnessStatus::NotBelieved => "NOT BELIEVED",

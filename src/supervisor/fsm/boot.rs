@@ -2,7 +2,7 @@
 
 use super::event::Note;
 use super::register::{Mode, Register};
-use super::state::Phase;
+use super::state::{Phase, Third};
 use super::step::Step;
 
 impl Step {
@@ -25,7 +25,8 @@ impl Step {
     /// Begins the store, when everybody who could know of one has said that there is none.
     fn begin(&mut self) {
         let peer_is_new = self.state.peer.is_some_and(|peer| peer.heartbeat.seen.is_none());
-        let witness_is_new = !self.state.setup.witness || self.state.answer.is_some_and(|answer| answer.value.is_none());
+        let witness_is_new =
+            self.state.setup.third != Third::Witness || self.state.answer.is_some_and(|answer| answer.value.is_none());
         if self.state.setup.begins && peer_is_new && witness_is_new {
             let first = Register { version: 1, epoch: 1, owner: self.state.me(), mode: Mode::Solo };
             self.persist(|record| {

@@ -131,6 +131,10 @@ pub struct Heartbeat {
     pub grant: Option<Grant>,
     /// An ASYM value that the owner wants agreed.
     pub proposal: Option<Register>,
+    /// The process of the receiver's that the sender has heard last.
+    pub hears: Option<u64>,
+    /// A fencing device decides for the sender. Nodes for which different ones decide don't hear each other.
+    pub fences: bool,
     /// There is too little room on the sender's disk for it to be chosen for leading.
     pub short_of_disk: bool,
     /// The sender has a whole copy and receives WAL: it can take over, and can be paired with.
@@ -213,6 +217,8 @@ pub enum Note {
     AgreedAsym,
     /// The leader is gone or has given up; asked to take over.
     TakesOver,
+    /// Has the peer's machine put off, to go on alone.
+    Fences,
     /// The peer has taken over: stops at once.
     Demoted,
     /// This process was stopped for a while; what it suspected meanwhile is forgotten.

@@ -2,7 +2,7 @@
 
 use super::event::{Goal, Note, Postgres};
 use super::register::{Mode, Register};
-use super::state::State;
+use super::state::{State, Third};
 use super::step::Step;
 
 impl State {
@@ -22,9 +22,10 @@ impl State {
     /// Whether the leader has been silent for so long that it must be taken for lost.
     fn misses_leader(&self, now: u64) -> bool {
         let timing = self.setup.timing;
+        let delay = if let Third::Fence { delay } = self.setup.third { delay } else { 0 };
         let silent = match self.peer {
-            Some(peer) => now >= peer.heard_at.max(self.forgiven_at) + timing.takeover_after,
-            None => now >= self.forgiven_at + timing.boot_patience,
+            Some(peer) => now >= peer.heard_at.max(self.forgiven_at) + timing.takeover_after + delay,
+            None => now >= self.forgiven_at + timing.boot_patience + delay,
         };
         // Data that keeps coming is a sign of life, whatever happened to the heartbeats.
         let flows = self.advanced_at.is_some_and(|at| now < at + 3 * timing.heartbeat);
@@ -39,22 +40,34 @@ impl Step {
         if self.state.pending.is_some() || !self.state.may_take_over() {
             return;
         }
+        if self.state.fences() {
+            // A leader that is there gives its right away by itself.
+            if self.state.may_fence() && self.state.paused_until.is_none() && self.state.misses_leader(self.now) {
+                let new = self.takeover();
+                self.fence(new);
+            }
+            return;
+        }
         // What an operator asks for is done during a pause, too.
         let paused = self.state.paused_until.is_some();
         let planned = self.state.peer.is_some_and(|peer| peer.heartbeat.handing_over);
         let (Some(instance), Some(seen)) = (self.state.record.instance, self.state.record.seen) else { return };
         let asked = self.state.is_asked_to_take_over(self.now) && self.now >= self.state.promised_until && (planned || !paused);
         if asked || !paused && self.state.misses_leader(self.now) {
-            // Always the version after the one that it replaces, however often it is asked for: the owner's agreements skip that one, so
-            // that a request that was forgotten and arrives late is older than any of them.
-            let new = Register { version: seen.version + 1, epoch: seen.epoch + 1, owner: self.state.me(), mode: Mode::Solo };
-            self.note(Note::TakesOver);
-            self.state.took_over_at = Some(self.now);
-            // From here on nothing is promised any more: the witness may decide at any moment.
-            self.state.granted = None;
+            let new = self.takeover();
             self.swap(instance, seen.version, new);
             self.send = true;
         }
+    }
+
+    /// What a takeover asks for. Always the version after the one that it replaces, however often it is asked for: the owner's agreements skip
+    /// that one, so that a request that was forgotten and arrives late is older than any of them.
+    fn takeover(&mut self) -> Register {
+        self.note(Note::TakesOver);
+        self.state.took_over_at = Some(self.now);
+        // From here on nothing is promised any more: it may be decided at any moment.
+        self.state.granted = None;
+        Register { version: self.state.record.version() + 1, epoch: self.epoch() + 1, owner: self.state.me(), mode: Mode::Solo }
     }
 
     /// The operator says that the peer is off and what it had acknowledged may be lost.

@@ -15,7 +15,7 @@ impl State {
             && self.peer_away_until.is_none()
             && self.mode() != Some(Mode::Solo)
             && self.record.intent.is_none()
-            && (self.may_be_alone() || self.witness_is_usable(now))
+            && (self.may_be_alone() || self.fences() || self.witness_is_usable(now))
             && self.peer_is_synchronous(now)
     }
 
@@ -86,10 +86,15 @@ impl Step {
     /// Without a witness the owner gives its right to the peer by itself.
     pub(super) fn abdicate(&mut self) {
         if self.state.has_released() && self.state.may_be_alone() && self.state.peer_is_synchronous(self.now) {
-            let mut gift = self.value(Mode::Solo);
-            gift.owner = self.state.me().peer();
-            gift.epoch += 1;
-            self.adopt(gift, None);
+            self.give();
         }
+    }
+
+    /// The peer is the owner from here on.
+    pub(super) fn give(&mut self) {
+        let mut gift = self.value(Mode::Solo);
+        gift.owner = self.state.me().peer();
+        gift.epoch += 1;
+        self.adopt(gift, None);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::event::{Goal, Note, Postgres, Sync};
 use super::register::{Intent, Mode, Register};
-use super::state::State;
+use super::state::{State, Third};
 use super::step::Step;
 use crate::types::Epoch;
 
@@ -31,7 +31,12 @@ impl State {
     /// Whether the witness has had its time to answer, and hasn't, or can't be believed; true when there is none.
     fn witness_is_lost(&self, now: u64) -> bool {
         let silent = now >= self.answered_at.max(self.forgiven_at) + self.setup.timing.witness_lost;
-        !self.setup.witness || silent || (self.answer.is_some() && !self.witness_is_usable(now))
+        match self.setup.third {
+            Third::Nobody => true,
+            Third::Witness => silent || (self.answer.is_some() && !self.witness_is_usable(now)),
+            // It has nothing to be asked for.
+            Third::Fence { .. } => false,
+        }
     }
 }
 
@@ -41,6 +46,9 @@ impl Step {
         self.run_postgres();
         self.open();
         self.make_room();
+        if self.give_by_fence() {
+            return;
+        }
         if self.state.handover.is_some() {
             return self.abdicate();
         }
@@ -102,6 +110,9 @@ impl Step {
 
     fn lead_pair(&mut self) {
         let now = self.now;
+        if self.state.fences() {
+            return self.lead_pair_by_fence();
+        }
         if self.state.peer_is_lost(now) && !self.releases() {
             let asked = self.state.pending.is_some_and(|pending| pending.new.mode == Mode::Solo);
             if let Some(answer) = self.state.answer.filter(|answer| !asked && self.state.believes(*answer)) {
@@ -143,13 +154,13 @@ impl Step {
             let solo = self.value(Mode::Solo);
             self.note_lost_peer();
             self.adopt(solo, None);
-        } else if self.state.peer_is_synchronous(self.now) && self.state.hears_witness(self.now) {
+        } else if self.state.peer_is_synchronous(self.now) && (self.state.fences() || self.state.hears_witness(self.now)) {
             self.pair();
         }
     }
 
     /// A peer in maintenance isn't lost.
-    fn note_lost_peer(&mut self) {
+    pub(super) fn note_lost_peer(&mut self) {
         if self.state.peer_away_until.is_none() {
             self.note(Note::PeerLost);
         }
@@ -159,6 +170,12 @@ impl Step {
     /// matter to it then.
     fn pair(&mut self) {
         debug_assert!(self.state.may_be_alone(), "PAIR is asked for by an owner that could go on alone");
+        if self.state.fences() {
+            if self.state.goal == (Goal::Primary { sync: true }) {
+                self.pair_by_agreement();
+            }
+            return;
+        }
         if !self.state.hears_witness(self.now) {
             if self.state.witness_is_lost(self.now) && self.state.mode() == Some(Mode::Solo) {
                 self.propose_asym();

@@ -13,6 +13,7 @@
 //! | `step` | what every event does first, whatever the node's part |
 //! | `swap` | compare-and-swaps: sent again until they are settled |
 //! | `boot`, `lead`, `follow` | what a node does in each of its parts |
+//! | `fence` | a fencing device in the place of a witness |
 //! | `handover` | giving the leadership away while both nodes are there |
 //! | `timing` | how long each thing may take |
 //!
@@ -25,6 +26,7 @@
 
 mod boot;
 mod event;
+mod fence;
 mod follow;
 mod handover;
 mod lead;
@@ -36,6 +38,6 @@ mod timing;
 
 pub use event::{Action, Event, Goal, Grant, Heartbeat, Note, Postgres, SwapOutcome, Sync, Wish};
 pub use register::{Answer, Intent, Mode, NodeId, Record, Register};
-pub use state::{Handover, Peer, Pending, Phase, Setup, State};
+pub use state::{Handover, Peer, Pending, Phase, Setup, State, Third};
 pub use step::step;
 pub use timing::Timing;

@@ -12,10 +12,25 @@ pub struct Setup {
     pub me: NodeId,
     /// How long things take.
     pub timing: Timing,
-    /// Whether there is a witness (or a fencing device behind the same register).
-    pub witness: bool,
+    /// Who decides when the two can't see each other.
+    pub third: Third,
     /// Begins the store when neither node and no witness knows of one. One of the two has this.
     pub begins: bool,
+}
+
+/// Who decides when the two nodes can't see each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Third {
+    /// Nobody: only the owner may go on alone.
+    Nobody,
+    /// A witness with a register.
+    Witness,
+    /// A device that puts a machine off.
+    Fence {
+        /// How much longer than for a witness's the follower waits, so that of two nodes that are cut off from each other the leader is the one
+        /// that stays.
+        delay: Millis,
+    },
 }
 
 /// The node's part.
@@ -121,6 +136,10 @@ pub struct State {
     pub paused_until: Option<Millis>,
     /// As leader: the peer is in maintenance until then, and not waited for.
     pub peer_away_until: Option<Millis>,
+    /// The peer has heard this process.
+    pub known_to_peer: bool,
+    /// How many commands this process has given to put the peer's machine off.
+    pub fenced: u64,
     /// There is too little room on this node's disk for it to be chosen for leading.
     pub short_of_disk: bool,
     /// After a handover that nobody took up, none is begun unasked before this.
@@ -161,6 +180,8 @@ impl State {
             took_over_at: None,
             paused_until: None,
             peer_away_until: None,
+            known_to_peer: false,
+            fenced: 0,
             short_of_disk: false,
             hands_over_again_at: now,
         }
@@ -220,7 +241,7 @@ impl State {
 
     /// Whether the witness answered lately.
     pub fn hears_witness(&self, now: Millis) -> bool {
-        self.setup.witness && self.answer.is_some() && now < self.answered_at + self.setup.timing.witness_lost
+        self.setup.third == Third::Witness && self.answer.is_some() && now < self.answered_at + self.setup.timing.witness_lost
     }
 
     /// Whether the peer follows this node, has everything, and confirms it.

@@ -2,7 +2,7 @@
 
 use super::event::{Action, Event, Goal, Grant, Heartbeat, Note, Postgres, Sync, Wish};
 use super::register::{Mode, Record, Register};
-use super::state::{Peer, Phase, State};
+use super::state::{Peer, Phase, State, Third};
 use crate::types::Millis;
 
 /// The node's next state, and what is to be done, in order.
@@ -71,7 +71,7 @@ impl Step {
         if self.state.peer_away_until.is_some_and(|until| now >= until) {
             self.wish(Wish::PeerBack);
         }
-        if self.state.setup.witness && self.state.asked_at.is_none_or(|asked| now >= asked + timing.ask) {
+        if self.state.setup.third == Third::Witness && self.state.asked_at.is_none_or(|asked| now >= asked + timing.ask) {
             self.ask();
         }
         self.send = true;
@@ -79,7 +79,8 @@ impl Step {
 
     fn heard(&mut self, heartbeat: Heartbeat) {
         let newest = self.state.peer.map_or((0, 0), |peer| (peer.heartbeat.process, peer.heartbeat.sent_at));
-        if heartbeat.from != self.state.me().peer() || (heartbeat.process, heartbeat.sent_at) < newest {
+        let stranger = heartbeat.from != self.state.me().peer() || heartbeat.fences != self.state.fences();
+        if stranger || (heartbeat.process, heartbeat.sent_at) < newest {
             return;
         }
         if heartbeat.process > newest.0 || heartbeat.released {
@@ -90,6 +91,8 @@ impl Step {
             }
         }
         self.state.peer = Some(Peer { heartbeat, heard_at: self.now });
+        self.state.known_to_peer |= heartbeat.hears == Some(self.state.record.process);
+        self.unfence();
         if let Some(seen) = heartbeat.seen {
             self.adopt(seen, heartbeat.instance);
         }
@@ -116,14 +119,15 @@ impl Step {
         }
     }
 
-    /// A follower agrees to ASYM when it is the owner's wish. A takeover that it may have asked for is void from then on, for both,
+    /// A follower agrees to ASYM when it is the owner's wish; with a fencing device to every mode. A takeover that it may have asked for is void from then on, for both,
     /// because its version is smaller.
     fn consider_proposal(&mut self, heartbeat: &Heartbeat) {
         let Some(proposal) = heartbeat.proposal else { return };
         let newer = proposal.version > self.state.record.version()
             && self.state.pending.is_none_or(|pending| proposal.version > pending.new.version);
-        let owners = proposal.mode == Mode::Asym
-            && self.state.record.seen.is_some_and(|seen| seen.owner == heartbeat.from && seen.epoch == proposal.epoch);
+        let agreed = proposal.mode == Mode::Asym || self.state.fences();
+        let owners =
+            agreed && self.state.record.seen.is_some_and(|seen| seen.owner == heartbeat.from && seen.epoch == proposal.epoch);
         if proposal.owner == heartbeat.from && newer && owners {
             self.state.pending = None;
             self.adopt(proposal, heartbeat.instance);
@@ -341,6 +345,8 @@ impl Step {
             handing_over: state.has_released(),
             grant: state.granted.filter(|_| state.phase == Phase::Follower),
             proposal: state.proposal,
+            fences: state.fences(),
+            hears: state.peer.map(|peer| peer.heartbeat.process),
             short_of_disk: state.short_of_disk,
             ready: state.phase == Phase::Follower && state.record.complete && (streams || warm && standby),
         }

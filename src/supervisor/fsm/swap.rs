@@ -38,6 +38,7 @@ impl Step {
     pub(super) fn swapped(&mut self, new: Register, outcome: SwapOutcome) {
         let ours = self.state.pending.filter(|pending| pending.new == new);
         match outcome {
+            SwapOutcome::Applied { instance } if self.state.fences() => self.fenced(instance, new),
             SwapOutcome::Applied { instance } => {
                 if ours.is_some() {
                     self.state.pending = None;

@@ -154,6 +154,8 @@ impl From<&Heartbeat> for WireHeartbeat {
             proposal: heartbeat.proposal.map(wire::Register::from),
             ready: heartbeat.ready,
             short_of_disk: heartbeat.short_of_disk,
+            hears: heartbeat.hears,
+            fences: heartbeat.fences,
         }
     }
 }
@@ -175,6 +177,8 @@ impl TryFrom<WireHeartbeat> for Heartbeat {
             proposal: wire.proposal.map(Register::try_from).transpose()?,
             ready: wire.ready,
             short_of_disk: wire.short_of_disk,
+            hears: wire.hears,
+            fences: wire.fences,
         })
     }
 }
@@ -200,6 +204,8 @@ mod tests {
             proposal: Some(Register { mode: Mode::Solo, ..seen }),
             ready: true,
             short_of_disk: true,
+            hears: Some(1 << 40),
+            fences: true,
         }
     }
 

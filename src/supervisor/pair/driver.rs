@@ -12,16 +12,16 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::clock;
+use super::fence::Fence;
 use super::gate::{Gate, Rights};
-use super::history::{History, Takeover};
+use super::history::History;
 use super::link::Link;
 use super::record::{RecordError, RecordFile, letter};
 use super::status::{NodeStatus, explain};
+use super::takeover_clock::TakeoverClock;
 use super::virtual_ip::VirtualIpStatus;
 use crate::net::drain::Drain;
-use crate::supervisor::fsm::{
-    Action, Event, Goal, NodeId, Note, Phase, Postgres, Record, Register, Setup, State, SwapOutcome, Wish, step,
-};
+use crate::supervisor::fsm::{Action, Event, Goal, Note, Phase, Record, Register, Setup, State, SwapOutcome, Wish, step};
 use crate::supervisor::postgres::StartError;
 use crate::supervisor::postgres::pair::{PairPostgres, Report};
 use crate::types::{Epoch, Millis};
@@ -65,6 +65,8 @@ pub struct Parts {
     pub postgres: Arc<PairPostgres>,
     /// The third party, if there is one.
     pub witness: Option<Arc<dyn Witness>>,
+    /// What puts the peer's machine off, if that is what decides.
+    pub fence: Option<Fence>,
     /// The way to the peer.
     pub link: Link,
     /// What the rest of the process may do.
@@ -198,6 +200,7 @@ pub struct Driver {
     events: mpsc::Receiver<Event>,
     questions: Arc<tokio::sync::Semaphore>,
     swaps: Arc<tokio::sync::Semaphore>,
+    fencing: Arc<tokio::sync::Semaphore>,
     clock: TakeoverClock,
 }
 
@@ -226,6 +229,7 @@ impl Driver {
             events,
             questions: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
             swaps: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
+            fencing: Arc::new(tokio::sync::Semaphore::new(1)),
             clock: TakeoverClock::default(),
             state,
             parts,
@@ -374,7 +378,23 @@ impl Driver {
         });
     }
 
+    fn fence(&self, fence: Fence, ticket: u64, new: Register) {
+        // While another one runs it is as if this had been lost on the way: it is given again.
+        let Ok(permit) = Arc::clone(&self.fencing).try_acquire_owned() else { return };
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            if fence.put_off().await {
+                let outcome = SwapOutcome::Applied { instance: ticket };
+                let _ = internal.send(Event::Swapped { new, outcome }).await;
+            }
+        });
+    }
+
     fn swap(&self, instance: u64, expected: u64, new: Register) {
+        if let Some(fence) = self.parts.fence.clone() {
+            return self.fence(fence, instance, new);
+        }
         let Some(witness) = self.parts.witness.clone() else { return };
         // Without a permit it is as if it had been lost on the way: it is sent again.
         let Ok(permit) = Arc::clone(&self.swaps).try_acquire_owned() else { return };
@@ -424,75 +444,4 @@ fn why_not_alone(state: &State, now: Millis) -> String {
         return "a switchover is under way".to_owned();
     }
     format!("not at this moment. {}", explain(state, now))
-}
-
-/// Measures a takeover of this node's by phase.
-#[derive(Debug, Default)]
-struct TakeoverClock(Option<UnderWay>);
-
-#[derive(Clone, Copy, Debug)]
-struct UnderWay {
-    unplanned: bool,
-    /// The leader's last sign, or its request.
-    sign: Millis,
-    asked: Millis,
-    owned: Option<Millis>,
-    promoted: Option<Millis>,
-    opened: Option<Millis>,
-}
-
-impl TakeoverClock {
-    fn stepped(&mut self, after: &State, actions: &[Action], now: Millis) {
-        if actions.contains(&Action::Note(Note::TakesOver)) {
-            // The heartbeat that asked for it, if one did, is the newest.
-            let released = after.peer.is_some_and(|peer| peer.heartbeat.released);
-            let sign = after.peer.map_or(now, |peer| peer.heard_at);
-            self.0 = Some(UnderWay { unplanned: !released, sign, asked: now, owned: None, promoted: None, opened: None });
-        }
-        let Some(under_way) = &mut self.0 else { return };
-        let owner: Option<NodeId> = after.record.seen.map(|seen| seen.owner);
-        if owner == Some(after.me()) {
-            under_way.owned.get_or_insert(now);
-        }
-        if under_way.owned.is_some() && matches!(after.postgres, Postgres::Primary(_)) {
-            under_way.promoted.get_or_insert(now);
-        }
-        if after.may_acknowledge(now) {
-            under_way.opened.get_or_insert(now);
-        }
-        if under_way.owned.is_some() && owner != Some(after.me()) {
-            self.0 = None;
-        }
-    }
-
-    fn serving(&mut self, serves: bool, state: &State, history: &History) {
-        let Some(UnderWay { unplanned, sign, asked, owned: Some(owned), promoted: Some(promoted), opened: Some(opened) }) =
-            self.0
-        else {
-            return;
-        };
-        if !serves {
-            return;
-        }
-        self.0 = None;
-        let now = clock::now();
-        let takeover = Takeover {
-            unplanned,
-            detect_ms: asked.saturating_sub(sign),
-            decide_ms: owned.saturating_sub(asked),
-            promote_ms: promoted.saturating_sub(owned),
-            open_ms: opened.saturating_sub(promoted),
-            serve_ms: now.saturating_sub(opened),
-        };
-        let text = format!(
-            "took over in {} ms: detect {}, decide {}, promote {}, open {}, serve {}",
-            now.saturating_sub(sign),
-            takeover.detect_ms,
-            takeover.decide_ms,
-            takeover.promote_ms,
-            takeover.open_ms,
-            takeover.serve_ms
-        );
-        history.add(state, "took-over", text, Some(takeover));
-    }
 }

@@ -186,6 +186,7 @@ fn tell(note: Note) -> (&'static str, &'static str) {
         Note::Paired => ("paired", "PAIR: both nodes have everything; either can go on alone"),
         Note::AgreedAsym => ("asym", "ASYM: there is no witness; only the owner may go on alone"),
         Note::TakesOver => ("takes-over", "the leader is gone or has given up: asking to take over"),
+        Note::Fences => ("fences", "the peer isn't heard: having its machine put off, to go on without it"),
         Note::Demoted => ("demoted", "the peer has taken over: this node stops at once and will follow"),
         Note::WasLate => ("was-late", "this process was stopped for a while; whatever it suspected is forgotten"),
         Note::Tampered => (
@@ -215,10 +216,10 @@ fn tell(note: Note) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::fsm::{NodeId, Record, Setup, Timing};
+    use crate::supervisor::fsm::{NodeId, Record, Setup, Third, Timing};
 
     fn state() -> State {
-        let setup = Setup { me: NodeId::B, timing: Timing::FAST, witness: true, begins: false };
+        let setup = Setup { me: NodeId::B, timing: Timing::FAST, third: Third::Witness, begins: false };
         State::new(setup, Record::default(), 0)
     }
 

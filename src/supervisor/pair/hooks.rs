@@ -7,30 +7,21 @@
 //! It deliberately runs no shell: the program gets the part and the epoch as its two arguments, and the rest in its environment.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use super::clock;
 use super::driver::View;
+use super::program;
 use super::record::letter;
 use super::status::mode_name;
 use crate::supervisor::fsm::{Phase, State};
-use crate::telemetry::systemd::VARIABLES;
 use crate::types::Epoch;
 
 /// How long one run may take.
 pub const RUN_MAX: Duration = Duration::from_secs(10);
-/// How long output is read after the program's end: what it started may still hold the pipe.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-/// Of one line of its output.
-const LINE_BYTES_MAX: u64 = 4096;
 
 /// What a hook is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,52 +115,11 @@ impl Hook {
             .env("DUET_NODE", self.node.to_string())
             .env("DUET_ROLE", part.role)
             .env("DUET_EPOCH", part.epoch.to_string())
-            .env("DUET_MODE", part.mode)
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        for name in VARIABLES {
-            command.env_remove(name);
-        }
-        let program = self.program.display();
-        let mut child = match command.spawn() {
-            Ok(child) => child,
-            Err(error) => {
-                tracing::warn!(%error, "--on-role-change {program} can't be run; it is tried again at the next change");
-                return;
-            }
-        };
-        let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
-        let mut output = tokio::task::JoinSet::new();
-        output.spawn(log(child.stdout.take().map(BufReader::new)));
-        output.spawn(log(child.stderr.take().map(BufReader::new)));
-        let (role, epoch) = (part.role, part.epoch);
-        match timeout(self.run_max, child.wait()).await {
-            Ok(Ok(status)) if status.success() => tracing::debug!(role, epoch, "--on-role-change has run"),
-            Ok(Ok(status)) => tracing::warn!(role, epoch, "--on-role-change {program} ended with {status}"),
-            Ok(Err(error)) => tracing::warn!(role, epoch, %error, "--on-role-change {program} can't be waited for"),
-            Err(_) => {
-                tracing::warn!(role, epoch, "--on-role-change {program} took more than {:?}: killed", self.run_max);
-                if let Some(group) = group {
-                    let _ = killpg(group, Signal::SIGKILL);
-                }
-                let _ = child.wait().await;
-            }
-        }
-        let _ = timeout(LAST_WORDS, async { while output.join_next().await.is_some() {} }).await;
-    }
-}
-
-/// Line by line; a longer one in pieces.
-async fn log(pipe: Option<impl AsyncBufRead + Unpin>) {
-    let Some(mut pipe) = pipe else { return };
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match (&mut pipe).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => tracing::info!(target: "duet::hook", "{}", String::from_utf8_lossy(&line).trim_end()),
+            .env("DUET_MODE", part.mode);
+        let (program, role, epoch) = (self.program.display(), part.role, part.epoch);
+        match program::run(&mut command, self.run_max).await {
+            Ok(()) => tracing::debug!(role, epoch, "--on-role-change has run"),
+            Err(why) => tracing::warn!(role, epoch, "--on-role-change {program} {why}; it is run again at the next change"),
         }
     }
 }

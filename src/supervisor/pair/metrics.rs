@@ -95,7 +95,7 @@ static FAMILIES: [Family; 21] = [
     }),
     gauge("duet_pair_witness_up", "1 if the witness answers and is believed; absent without one.", None, |status| {
         match status.witness {
-            WitnessStatus::None => Vec::new(),
+            WitnessStatus::None | WitnessStatus::Fence => Vec::new(),
             WitnessStatus::Answers => flag(true),
             WitnessStatus::Silent | WitnessStatus::NotBelieved => flag(false),
         }
@@ -218,7 +218,7 @@ fn collect(family: &Family, samples: &Samples) -> Result<Vec<MetricFamily>, prom
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::fsm::{Mode, NodeId, Record, Register, Setup, State, Timing};
+    use crate::supervisor::fsm::{Mode, NodeId, Record, Register, Setup, State, Third, Timing};
     use crate::supervisor::pair::history::{Entry, Takeover, Takeovers};
     use crate::supervisor::pair::virtual_ip::VirtualIpStatus;
     use crate::supervisor::postgres::pair::Details;
@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn state(record: Record) -> State {
-        State::new(Setup { me: NodeId::B, timing: Timing::FAST, witness: true, begins: false }, record, 0)
+        State::new(Setup { me: NodeId::B, timing: Timing::FAST, third: Third::Witness, begins: false }, record, 0)
     }
 
     fn status(state: &State, details: Details) -> NodeStatus {

@@ -10,9 +10,12 @@
 //! | `link`, `datagram` | heartbeats: authenticated datagrams, keyed over the peer's gRPC port |
 //! | `replication` | the follower's memory follows the leader's: both ends of that stream |
 //! | `history` | what happened when, for people; each failover by phase |
+//! | `takeover_clock` | how long a takeover took, by phase |
 //! | `status` | what `duet status` shows |
 //! | `metrics` | the same as figures, on `/metrics` |
 //! | `hooks` | the operator's program, told of each change of this node's part |
+//! | `fence` | the operator's program that puts the peer's machine off, in the place of a witness |
+//! | `program` | running either |
 //! | `drill` | a node that is killed for a drill, and back |
 //! | `virtual_ip` | an address that is where the leader is |
 //! | `admin` | what operators ask of a node |
@@ -28,13 +31,16 @@ pub mod clock;
 mod datagram;
 pub mod drill;
 pub mod driver;
+pub mod fence;
 pub mod gate;
 pub mod history;
 pub mod hooks;
 pub mod link;
 pub mod log;
 pub mod metrics;
+mod program;
 pub mod record;
 pub mod replication;
 pub mod status;
+mod takeover_clock;
 pub mod virtual_ip;

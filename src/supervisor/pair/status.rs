@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::history::{Entry, Takeovers};
 use super::record::letter;
 use super::virtual_ip::VirtualIpStatus;
-use crate::supervisor::fsm::{Goal, Mode, NodeId, Phase, Postgres, State, Sync};
+use crate::supervisor::fsm::{Goal, Mode, NodeId, Phase, Postgres, State, Sync, Third};
 use crate::supervisor::postgres::pair::Details;
 use crate::types::{Epoch, Millis};
 
@@ -74,6 +74,8 @@ pub struct NodeStatus {
 pub enum WitnessStatus {
     /// There is none.
     None,
+    /// A fencing device is in its place.
+    Fence,
     /// It answers.
     Answers,
     /// It doesn't.
@@ -189,7 +191,8 @@ fn peer_is_useful(state: &State, now: Millis) -> bool {
 
 fn witness(state: &State, now: Millis) -> WitnessStatus {
     match state.answer {
-        _ if !state.setup.witness => WitnessStatus::None,
+        _ if state.fences() => WitnessStatus::Fence,
+        _ if state.setup.third == Third::Nobody => WitnessStatus::None,
         Some(answer) if state.hears_witness(now) => {
             // An answer that is older than what the peer has told since is out of date, and nothing worse.
             if state.record.instance == Some(answer.instance) { WitnessStatus::Answers } else { WitnessStatus::NotBelieved }
@@ -199,7 +202,9 @@ fn witness(state: &State, now: Millis) -> WitnessStatus {
 }
 
 fn survives(state: &State, now: Millis) -> Survives {
-    let witness = witness(state, now) == WitnessStatus::Answers;
+    let third = witness(state, now);
+    let fence = third == WitnessStatus::Fence;
+    let witness = fence || third == WitnessStatus::Answers;
     let Some(seen) = state.record.seen else {
         let sentence = "Nothing is known of the pair yet.".to_owned();
         return Survives { a: false, b: false, witness: false, sentence };
@@ -208,12 +213,18 @@ fn survives(state: &State, now: Millis) -> Survives {
     let mode = state.mode().unwrap_or(seen.mode);
     // (of the owner, of the other node, of the witness)
     let (owner, other, third) = match mode {
-        Mode::Pair => (witness && useful && state.paused_until.is_none(), witness, useful || !state.setup.witness),
+        Mode::Pair => {
+            (witness && useful && state.paused_until.is_none(), witness, useful || third == WitnessStatus::None || fence)
+        }
         Mode::Solo | Mode::Asym => (false, true, true),
     };
     let (owner_name, other_name) = (letter(seen.owner), letter(seen.owner.peer()));
     let (a, b) = if seen.owner == NodeId::A { (owner, other) } else { (other, owner) };
     let sentence = match mode {
+        Mode::Pair if owner && other && fence => format!(
+            "The pair survives the loss of {owner_name} ({other_name} takes over) or of {other_name}, each once its machine is off: \
+             --fence-command sees to that."
+        ),
         Mode::Pair if owner && other && third => format!(
             "The pair survives the loss of {owner_name} ({other_name} takes over), of {other_name}, or of the witness: any one of them."
         ),
@@ -252,7 +263,7 @@ pub fn explain(state: &State, now: Millis) -> String {
         Phase::Boot => match state.record.seen {
             None => format!(
                 "Nobody has said yet whether there is a store: waiting for node {peer}{}.",
-                if state.setup.witness { " and for the witness" } else { "" }
+                if state.setup.third == Third::Witness { " and for the witness" } else { "" }
             ),
             Some(_) => format!(
                 "This node was the owner and may have been replaced meanwhile: waiting for node {peer} or the witness to say what holds."
@@ -286,6 +297,14 @@ pub fn explain(state: &State, now: Millis) -> String {
             match seen.map(|seen| seen.mode) {
                 Some(Mode::Pair) if state.hears_peer(timing.takeover_after, now) => {
                     "Follows, ready to take over; the leader is heard, so there is no reason to.".to_owned()
+                }
+                Some(Mode::Pair) if state.may_take_over() && state.fences() && !state.may_fence() => {
+                    "The leader isn't heard, and hasn't heard this process: it may have gone on alone since, so its machine isn't put off. \
+                     If it is off, and what it may have written since can be given up: duet failover --accept-data-loss."
+                        .to_owned()
+                }
+                Some(Mode::Pair) if state.may_take_over() && state.fences() => {
+                    "The leader isn't heard: takes over as soon as its machine is off.".to_owned()
                 }
                 Some(Mode::Pair) if state.may_take_over() => {
                     "The leader isn't heard: takes over as soon as its promise has run out and the witness agrees.".to_owned()
