@@ -23,6 +23,8 @@ Writes the configuration and the certificates of two nodes and their witness:
   --witness ADDRESS         The witness: an IP address or a name. Without it the pair has none, and the loss of the
                             leader's machine waits for an operator. Or a URL, such as etcd://10.0.0.9:2379/edge: the
                             register is in another store then (--witness-url of duet node --help).
+  --fence-command PROGRAM   In the place of a witness: a program, there on both nodes, that puts the other one's machine off
+                            (--fence-command of duet node --help).
   --out DIR                 Where to write; made, and not there yet.
   --install-dir DIR         Where the files of a node will be on its machine. [/etc/duet]
   --data-dir DIR            Where a node's data will be. [/var/lib/duet/NAME]
@@ -41,11 +43,12 @@ duet certs renew --out DIR makes all certificates anew, from the CAs in DIR. Cop
 restart the witness and one node after the other; a leader hands over before it stops.
 ";
 /// Names of the options, and whether they need a value.
-const OPTIONS: [(&str, Takes); 16] = [
+const OPTIONS: [(&str, Takes); 17] = [
     ("cluster", Takes::Value),
     ("a", Takes::Value),
     ("b", Takes::Value),
     ("witness", Takes::Value),
+    ("fence-command", Takes::Value),
     ("out", Takes::Value),
     ("install-dir", Takes::Value),
     ("data-dir", Takes::Value),
@@ -111,6 +114,8 @@ struct Plan {
     /// The URL of a witness that isn't `duet witness`.
     #[serde(default)]
     witness_store: Option<String>,
+    #[serde(default)]
+    fence_command: Option<String>,
     out: PathBuf,
     install_dir: PathBuf,
     data_dir: PathBuf,
@@ -196,6 +201,7 @@ impl Plan {
             b: host(address("b")?, 1),
             witness,
             witness_store: store,
+            fence_command: get("fence-command").map(str::to_owned),
             install_dir: PathBuf::from(get("install-dir").unwrap_or("/etc/duet")),
             data_dir: get("data-dir").map_or_else(|| Path::new("/var/lib/duet").join(&cluster), PathBuf::from),
             client_tls: flag("client-tls", true)?,
@@ -210,6 +216,14 @@ impl Plan {
     }
 
     fn check(&self) -> Result<(), Failure> {
+        if let Some(program) = &self.fence_command {
+            if self.witness.is_some() || self.witness_store.is_some() {
+                return Err(Failure::usage("--fence-command can't decide beside --witness: give one of them"));
+            }
+            if !program.starts_with('/') {
+                return Err(Failure::usage(format!("--fence-command {program}: write the program's whole path")));
+            }
+        }
         if self.a.address == self.b.address && (self.a.client_port == self.b.client_port || self.a.pg_port == self.b.pg_port) {
             return Err(Failure::usage(
                 "both nodes have the same address and ports: a pair survives a machine only on two machines. To try it on one, give each its own \
@@ -345,6 +359,8 @@ impl Plan {
             line("witness-url", toml_text(&url("https", host, *port)));
         } else if let Some(store) = &self.witness_store {
             line("witness-url", toml_text(store));
+        } else if let Some(program) = &self.fence_command {
+            line("fence-command", toml_text(program));
         }
         line("pair-cert-file", file("pair.crt"));
         line("pair-key-file", file("pair.key"));

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod disks;
+mod fence;
 #[path = "../faults/history.rs"]
 mod history;
 #[path = "../faults/load.rs"]

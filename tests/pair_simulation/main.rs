@@ -4,6 +4,7 @@
 
 mod simulation;
 
+use duet::supervisor::fsm::Third;
 use simulation::{Simulation, Weather};
 
 /// Seeds that found something once.
@@ -19,7 +20,7 @@ fn seeds(share: u64) -> Vec<u64> {
 }
 
 const STORM: Weather =
-    Weather { trouble: 30_000, fault_every: 1500, loss: 20, pause_max: 3000, pauses_only: false, witness: true };
+    Weather { trouble: 30_000, fault_every: 1500, loss: 20, pause_max: 3000, pauses_only: false, third: Third::Witness };
 
 fn run_all(seeds: Vec<u64>, weather: Weather) -> Vec<simulation::Outcome> {
     let run = |seed| {
@@ -40,12 +41,32 @@ fn nothing_is_lost_in_a_storm_and_the_pair_comes_back() {
 
 #[test]
 fn nothing_is_lost_without_a_witness() {
-    run_all(seeds(33), Weather { witness: false, ..STORM });
+    run_all(seeds(33), Weather { third: Third::Nobody, ..STORM });
+}
+
+#[test]
+fn nothing_is_lost_with_a_fencing_device() {
+    // Shorter than some commands take: nodes have each other put off, too.
+    let outcomes = run_all(seeds(67), Weather { third: Third::Fence { delay: 500 }, ..STORM });
+    let failovers: u64 = outcomes.iter().map(|outcome| outcome.failovers).sum();
+    let fenced: u64 = outcomes.iter().map(|outcome| outcome.fenced).sum();
+    println!("{} runs, {fenced} machines put off, {failovers} takeovers begun", outcomes.len());
+    let runs = outcomes.len() as u64;
+    assert!(
+        fenced > runs && failovers > runs / 4,
+        "a storm without takeovers tests nothing: {fenced} put off, {failovers} begun"
+    );
+    // Whoever stands still is put off only if that lasts; a follower that waits longer than any pause takes nothing over.
+    let weather = Weather { trouble: 60_000, fault_every: 1000, loss: 50, pause_max: 300, pauses_only: true, ..STORM };
+    for outcome in run_all(seeds(5), Weather { third: Third::Fence { delay: 4000 }, ..weather }) {
+        assert_eq!(outcome.failovers, 0, "{outcome:?}");
+    }
 }
 
 #[test]
 fn short_pauses_and_lost_heartbeats_cause_no_failover() {
-    let weather = Weather { trouble: 120_000, fault_every: 1000, loss: 50, pause_max: 300, pauses_only: true, witness: true };
+    let weather =
+        Weather { trouble: 120_000, fault_every: 1000, loss: 50, pause_max: 300, pauses_only: true, third: Third::Witness };
     for outcome in run_all(seeds(5), weather) {
         assert_eq!(outcome.failovers, 0, "{outcome:?}");
     }

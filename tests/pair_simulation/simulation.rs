@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use duet::supervisor::fsm::{
     Action, Answer, Event, Goal, Heartbeat, Mode, NodeId, Note, Postgres, Record, Register, Setup, State, SwapOutcome, Sync,
-    Timing, Wish, step,
+    Third, Timing, Wish, step,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -26,8 +26,8 @@ pub struct Weather {
     pub pause_max: u64,
     /// Only pauses.
     pub pauses_only: bool,
-    /// Whether there is a witness.
-    pub witness: bool,
+    /// Who decides when the nodes don't hear each other.
+    pub third: Third,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,10 @@ enum Role {
 #[derive(Clone, Debug)]
 enum What {
     Tick(usize, u64),
-    Heartbeat(usize, Heartbeat),
+    /// To a node's process: one that comes for another is refused, because its key was that one's.
+    Heartbeat(usize, u64, Heartbeat),
+    /// A fencing device's command reaches the machine of a node; whose command it is, and what is to be told.
+    PutOff(usize, u64, Event),
     /// At the witness: from, process, and what is asked.
     Question(usize, u64, Option<(u64, u64, Register)>),
     Reply(usize, u64, Event),
@@ -72,6 +75,8 @@ struct Node {
     moving: bool,
     /// Where it is moving to; a goal that was set later waits until it is there.
     target: Goal,
+    /// A fencing command runs until then.
+    fencing_until: u64,
 }
 
 /// How a run ended.
@@ -79,6 +84,7 @@ struct Node {
 pub struct Outcome {
     pub acknowledged: u64,
     pub failovers: u64,
+    pub fenced: u64,
     pub longest_gap: u64,
     pub settled_in: u64,
 }
@@ -115,7 +121,7 @@ impl Simulation {
                 Setup {
                     me: if index == 0 { NodeId::A } else { NodeId::B },
                     timing: Timing::FAST,
-                    witness: weather.witness,
+                    third: weather.third,
                     begins: index == 0,
                 },
                 Record { process: 1, ..Record::default() },
@@ -129,6 +135,7 @@ impl Simulation {
             stage: 0,
             moving: false,
             target: Goal::Stopped,
+            fencing_until: 0,
         };
         let mut simulation = Self {
             rng: StdRng::seed_from_u64(seed),
@@ -187,7 +194,7 @@ impl Simulation {
         while self.now < began + patience {
             self.advance();
             let leader = self.nodes.iter().position(|node| node.state.may_read(self.now) && node.shown.is_some());
-            let goal = if self.weather.witness { Mode::Pair } else { Mode::Asym };
+            let goal = if self.weather.third == Third::Nobody { Mode::Asym } else { Mode::Pair };
             if let Some(leader) = leader
                 && self.nodes[leader].state.mode() == Some(goal)
                 && self.nodes[leader].state.record.intent.is_none()
@@ -265,10 +272,22 @@ impl Simulation {
                     }
                 }
             }
-            What::Heartbeat(to, heartbeat) => self.deliver(to, Event::Heard(heartbeat)),
+            What::Heartbeat(to, process, heartbeat) => {
+                if self.nodes[to].state.record.process == process {
+                    self.deliver(to, Event::Heard(heartbeat));
+                }
+            }
+            What::PutOff(from, process, answer) => {
+                self.tell(format!("{from} has {} put off", 1 - from));
+                self.outcome.fenced += 1;
+                self.crash(1 - from);
+                let delay = 1 + self.delay();
+                self.at(delay, What::Reply(from, process, answer));
+            }
             What::Question(from, process, asked) => self.question(from, process, asked),
             What::Reply(node, process, event) => {
-                if self.nodes[node].state.record.process == process && !self.cut[WITNESS][node] {
+                let told = self.nodes[node].state.fences() || !self.cut[WITNESS][node];
+                if self.nodes[node].state.record.process == process && told {
                     self.deliver(node, event);
                 }
             }
@@ -316,7 +335,8 @@ impl Simulation {
                 for _ in 0..=usize::from(!self.calm && self.chance(20)) {
                     let delay = self.delay();
                     if !self.cut[node][1 - node] && !self.chance(loss) {
-                        self.at(delay, What::Heartbeat(1 - node, heartbeat));
+                        let to = self.nodes[1 - node].state.record.process;
+                        self.at(delay, What::Heartbeat(1 - node, to, heartbeat));
                     }
                 }
             }
@@ -324,6 +344,7 @@ impl Simulation {
                 let delay = self.delay();
                 self.at(delay, What::Question(node, process, None));
             }
+            Action::Swap { instance, new, .. } if self.nodes[node].state.fences() => self.fence(node, instance, new),
             Action::Swap { instance, expected, new } => {
                 let delay = self.delay();
                 self.at(delay, What::Question(node, process, Some((instance, expected, new))));
@@ -332,6 +353,20 @@ impl Simulation {
             Action::Drain => self.nodes[node].drains = true,
             Action::Undrain => self.nodes[node].drains = false,
             Action::Persist(_) | Action::Pursue(_) => {}
+        }
+    }
+
+    /// One command runs at a time. It takes its time, and may fail.
+    fn fence(&mut self, node: usize, ticket: u64, new: Register) {
+        if self.now < self.nodes[node].fencing_until {
+            return;
+        }
+        let takes = self.rng.random_range(50..3000);
+        self.nodes[node].fencing_until = self.now + takes + 1000;
+        if self.calm || !self.chance(200) {
+            let answer = Event::Swapped { new, outcome: SwapOutcome::Applied { instance: ticket } };
+            let process = self.nodes[node].state.record.process;
+            self.at(takes, What::PutOff(node, process, answer));
         }
     }
 
