@@ -296,56 +296,6 @@ async fn values_beyond_the_budget_are_read_back() {
     assert_eq!(engine.hash_kv(0).await.unwrap().hash_revision, 52);
 }
 
-#[tokio::test]
-async fn transactions_over_any_number_of_evicted_values_are_answered_and_what_they_use_comes_back_to_memory() {
-    let store = StoreOptions { value_budget: 100, ring_budget: 100 };
-    let (engine, log) = engine_with(Options { store, ..Options::default() }).await;
-    let keys: Vec<String> = (0..80).map(|number| format!("k{number:02}")).collect();
-    for key in &keys {
-        engine.put(put(key, &key.repeat(16))).await.unwrap();
-    }
-    let ops = |request: fn(&str) -> Request| keys.iter().map(|key| RequestOp { request: Some(request(key)) }).collect::<Vec<_>>();
-    let reads = TxnRequest { success: ops(|key| Request::RequestRange(key_range(key))), ..Default::default() };
-    let answer = engine.txn(reads).await.expect("one round of reading back is enough");
-    assert_eq!(answer.responses.len(), keys.len());
-
-    // Compares of a whole range, and of each key, that all hold; puts that answer and keep what there was.
-    let mut compare: Vec<Compare> = keys
-        .iter()
-        .map(|key| Compare {
-            target: CompareTarget::Value as i32,
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            target_union: Some(TargetUnion::Value(key.repeat(16).into())),
-            ..Default::default()
-        })
-        .collect();
-    let (from, to) = (Bytes::from_static(b"k"), Bytes::from_static(b"l"));
-    let least = Some(TargetUnion::Value(Bytes::from_static(b"a")));
-    compare.push(Compare { result: 1, key: from, range_end: to, target_union: least, ..compare[0].clone() });
-    let writes = ops(|key| Request::RequestPut(PutRequest { prev_kv: true, ignore_value: true, ..put(key, "") }));
-    let answer = engine.txn(TxnRequest { compare, success: writes, ..Default::default() }).await.expect("values are read back");
-    assert!(answer.succeeded);
-    assert_eq!(value_of(&engine, "k07").await, Some("k07".repeat(16)), "kept");
-
-    // Read by its name, a value stays until others are.
-    let fetched = || log.values_read();
-    value_of(&engine, "k01").await;
-    let before = fetched();
-    value_of(&engine, "k01").await;
-    engine
-        .txn(TxnRequest {
-            success: vec![RequestOp { request: Some(Request::RequestRange(key_range("k01"))) }],
-            ..Default::default()
-        })
-        .await
-        .unwrap();
-    assert_eq!(fetched(), before, "it is in memory");
-    engine.range(&everything()).await.unwrap();
-    let before = fetched();
-    value_of(&engine, "k01").await;
-    assert_eq!(fetched(), before, "a list of everything pushes nothing out");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_list_shows_one_revision_while_writes_and_compactions_go_on() {
     let (engine, _) = engine().await;

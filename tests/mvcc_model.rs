@@ -416,51 +416,6 @@ proptest! {
 }
 
 #[test]
-fn a_value_that_is_read_back_takes_the_place_of_one_that_is_not_in_use() {
-    let mut pair = Pair::new();
-    let keys = ["a", "b", "c", "d"].map(Bytes::from);
-    for key in &keys {
-        pair.play(&Op::Put { key: key.clone(), value: Bytes::from_static(b"four"), lease: 0 });
-    }
-    let resident = |store: &Store, key: &Bytes| {
-        let request = RangeRequest { key: key.clone(), ..RangeRequest::default() };
-        range(store, &request, CountMode::Total, &Loaded::new()).is_ok()
-    };
-    // The budget is that of two: which two doesn't matter.
-    let evicted: Vec<&Bytes> = keys.iter().filter(|key| !resident(&pair.store, key)).collect();
-    assert_eq!(evicted.len(), 2);
-    for key in evicted {
-        let rev = pair.naive.rows.iter().find(|row| row.key == *key).unwrap().rev;
-        pair.store.admit(key, rev, &Bytes::from_static(b"four"));
-        assert!(resident(&pair.store, key), "it is read from memory from now on");
-        assert!(pair.store.resident_bytes() <= 8);
-    }
-    pair.store.admit(&keys[0], pair.naive.rows[0].rev, &Bytes::from_static(b"four"));
-    assert_eq!(pair.store.resident_bytes(), 8, "none is counted twice");
-}
-
-#[test]
-fn a_step_of_a_sweep_is_bounded_by_what_it_removes() {
-    let mut pair = Pair::new();
-    for number in 0..7 {
-        pair.play(&Op::Put { key: Bytes::from_static(b"a"), value: Bytes::from(vec![number]), lease: 0 });
-    }
-    pair.play(&Op::Put { key: Bytes::from_static(b"b"), value: Bytes::new(), lease: 0 });
-    pair.play(&Op::Compact { back: 0 });
-    let (mut steps, mut next) = (Vec::new(), None);
-    loop {
-        let step = pair.store.sweep(next.as_ref(), 2);
-        steps.push(step.removed.len());
-        next = step.next;
-        if next.is_none() {
-            break;
-        }
-    }
-    assert_eq!(steps, [2, 2, 2, 0], "six versions of one key are more than a step's");
-    assert_eq!(pair.store.indexed_key_count(), 2);
-}
-
-#[test]
 fn history_with_a_hole_is_refused() {
     let row = |main| LogRow {
         rev: Rev::new(main, 0),
