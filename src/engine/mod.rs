@@ -5,7 +5,9 @@
 //!
 //! Invariants: nothing that isn't durable is ever visible, not even through a failed compare; answers leave only after publication;
 //! when a batch's outcome is unknown, its clients are told so, the staged state is thrown away and storage is read again before
-//! anything else is decided; every queue is bounded and every wait has a deadline.
+//! anything else is decided; every queue is bounded and every wait of a client's has a deadline. A batch on its way to storage has none: to
+//! cancel a commit that waits for a standby would make it look done. Its clients are told "unknown" in time, and the session's end, which
+//! TCP or PostgreSQL's supervisor brings about, decides.
 //!
 //! What it deliberately doesn't do: validate request fields or know etcd's error texts (the façade does), speak SQL (storage does).
 
