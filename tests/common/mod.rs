@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use duet::supervisor::postgres::{Postgres, PostgresOptions};
 use tempfile::TempDir;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 /// How long a stop in order may take.
 pub const STOP: Duration = Duration::from_secs(30);
@@ -43,6 +43,22 @@ pub async fn connect(config: &Config) -> Client {
     let (client, connection) = config.connect(NoTls).await.unwrap();
     tokio::spawn(connection);
     client
+}
+
+/// What PostgreSQL warns of while somebody connects and asks `sql`.
+pub async fn warnings(config: &Config, sql: &str) -> Vec<String> {
+    let (client, mut connection) = config.connect(NoTls).await.unwrap();
+    let asked = async move { client.simple_query(sql).await.unwrap() };
+    let listened = async {
+        let mut warnings = Vec::new();
+        while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notice(notice) = message.unwrap() {
+                warnings.push(notice.message().to_owned());
+            }
+        }
+        warnings
+    };
+    tokio::join!(asked, listened).1
 }
 
 /// A server that this process' tests share; it stops when the last of them has let go of it.
