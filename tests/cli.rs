@@ -132,6 +132,39 @@ fn a_wrong_configuration_is_code_64_and_starts_nothing() {
 }
 
 #[test]
+fn no_refusal_shows_a_password() {
+    let dir = scratch();
+    let (toml, yaml) = (dir.path().join("duet.toml"), dir.path().join("etcd.yml"));
+    std::fs::write(&toml, "name = \"n\"\ndatabase = postgres://u:s3cret@h/d\n").unwrap();
+    std::fs::write(&yaml, "name: n\n  database: postgres://u:s3cret@h/d\n").unwrap();
+    let dsn = "postgres://u:s3cret@h/d";
+    for (line, expected) in [
+        (format!("serve --config-file {}", toml.display()), "not valid TOML at line 2, column "),
+        (format!("config check --config-file {}", toml.display()), "not valid TOML at line 2, column "),
+        (format!("etcd --config-file {}", yaml.display()), "not valid YAML at line 2, column "),
+        (format!("serve {dsn}"), "postgres://u:***@h/d"),
+        ("serve password=s3cret host=h".to_owned(), "password=***"),
+        (format!("etcd {dsn}"), "postgres://u:***@h/d"),
+        (format!("dev {dsn}"), "postgres://u:***@h/d"),
+        (format!("status a {dsn}"), "postgres://u:***@h/d"),
+        (format!("pair {dsn}"), "postgres://u:***@h/d"),
+        (format!("init {dsn}"), "postgres://u:***@h/d"),
+        (dsn.to_owned(), "postgres://u:***@h/d"),
+        (format!("serve ---database={dsn}"), "bad flag syntax"),
+        (format!("serve --{dsn}"), "flag provided but not defined"),
+        (format!("serve --max-txn-ops {dsn}"), "--max-txn-ops"),
+        (format!("serve --listen-client-urls {dsn}"), "--listen-client-urls"),
+        (format!("serve --database {dsn}?sslmode=allow"), "verify-full"),
+        (format!("dev --database {dsn}"), "--database"),
+    ] {
+        let (code, said) = refused(&line);
+        assert_eq!(code, 64, "{line}: {said}");
+        assert!(said.contains(expected), "{line}: {said}");
+        assert!(!said.contains("s3cret"), "{line}: {said}");
+    }
+}
+
+#[test]
 fn a_node_is_checked_before_its_first_start() {
     let dir = scratch();
     let out = dir.path().join("pair");

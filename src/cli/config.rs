@@ -47,11 +47,11 @@ fn loaded(flags: &[String]) -> Result<Option<Loaded>, Failure> {
 fn explain(raw: &Raw) -> String {
     let (set, unset): (Vec<_>, Vec<_>) = raw.iter().partition(|(_, setting)| setting.origin != Origin::Default);
     let names = raw.iter().map(|(opt, _)| opt.name.len());
-    let values = raw.iter().map(|(opt, setting)| printable(opt, setting).chars().count());
+    let values = raw.iter().map(|(_, setting)| printable(setting).chars().count());
     let (name_width, value_width) = (names.max().unwrap_or(0), values.max().unwrap_or(0).min(60));
     let mut out = String::new();
     for (opt, setting) in set.into_iter().chain(unset) {
-        let value = printable(opt, setting);
+        let value = printable(setting);
         let value = if value.is_empty() { "-".to_owned() } else { value };
         let _ = writeln!(out, "{:name_width$}  {value:value_width$}  {}", opt.name, setting.origin); // a String can't fail
     }

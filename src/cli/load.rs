@@ -7,6 +7,7 @@ use super::Failure;
 use super::args::{self, Takes};
 use super::help;
 use crate::config::options::{self, env_name};
+use crate::config::redact::redact_dsn;
 use crate::config::{Config, Kind, Raw, Sources, validate};
 use crate::telemetry::log;
 
@@ -45,7 +46,7 @@ pub fn load(args: &[String], usage: &str) -> Result<Option<Loaded>, Failure> {
         return Ok(None);
     }
     if let Some(extra) = parsed.rest.first() {
-        return Err(Failure::usage(format!("\"{extra}\" is not a flag; {usage}")));
+        return Err(Failure::usage(format!("\"{}\" is not a flag; {usage}", redact_dsn(extra))));
     }
     let env = environment();
     let file = config_file(&parsed.flags, &env, &["DUET"])?;
