@@ -118,7 +118,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Pair, "virtual-ip", Kind::Text, "", "An address of the nodes' network that the node which leads has: ADDRESS/PREFIX, such as 10.0.0.10/24. For clients that can be given one address only."),
     opt(Group::Pair, "virtual-ip-interface", Kind::Text, "", "The network interface that --virtual-ip is added to, such as eth0."),
     opt(Group::Database, "database", Kind::Dsn, "", "The PostgreSQL to serve from (duet serve): postgres://user@host1,host2/db?sslmode=verify-full…"),
-    opt(Group::Database, "database-password-file", Kind::Path, "", "A file that holds the password for --database."),
+    opt(Group::Database, "database-password-file", Kind::Path, "", "A file that holds the password for --database. It wins over a password in --database, which wins over PGPASSWORD."),
     opt(Group::Database, "pg-bin-dir", Kind::Path, "", "Where initdb and postgres (15 to 18) are. Default: searched where Debian, PGDG and others put them."),
     opt(Group::Database, "pg-user", Kind::Text, "", "The system user that runs PostgreSQL when Duet is started as root. Default: postgres, else nobody."),
     opt(Group::Database, "pg-shared-buffers", Kind::Bytes, "0", "The embedded PostgreSQL's own cache. 0: a 32nd of the memory, 32 to 512 MiB."),
