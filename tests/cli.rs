@@ -131,6 +131,89 @@ fn a_wrong_configuration_is_code_64_and_starts_nothing() {
     }
 }
 
+/// Exit code, standard output and standard error of `duet config check`, with these variables.
+fn config_check(line: &str, env: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = Command::new(duet());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("DUET_")) {
+        command.env_remove(name);
+    }
+    let output = command.args(["config", "check"]).args(args(line)).envs(env.iter().copied()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn config_check_names_every_value_with_its_source_and_the_command_that_takes_them() {
+    let dir = scratch();
+    let file = dir.path().join("duet.toml");
+    std::fs::write(&file, "max-txn-ops = 256\nname = \"of-file\"\nshutdown-timeout = \"7s\"\n").unwrap();
+    let env = [("DUET_NAME", "of-env"), ("DUET_SHUTDOWN_TIMEOUT", "8s"), ("DUET_DATABASE", "postgres://u:s3cret@h/d")];
+    let data = dir.path().join("data");
+    let line = format!("--config-file {} --shutdown-timeout=9s --data-dir {}", file.display(), data.display());
+    let (code, shown, said) = config_check(&line, &env);
+    assert_eq!(code, 0, "{said}");
+    let line = |name: &str| {
+        let line = shown.lines().find(|line| line.split(' ').next() == Some(name)).unwrap_or_else(|| panic!("{name}: {shown}"));
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    for (name, expected) in [
+        ("shutdown-timeout", "9s flag --shutdown-timeout".to_owned()),
+        ("data-dir", format!("{} flag --data-dir", data.display())),
+        ("name", "of-env environment DUET_NAME".to_owned()),
+        ("database", "postgres://u:***@h/d environment DUET_DATABASE".to_owned()),
+        ("max-txn-ops", format!("256 file {}", file.display())),
+        ("max-request-bytes", "1572864 default".to_owned()),
+        ("cert-file", "- default".to_owned()),
+    ] {
+        assert_eq!(line(name), expected);
+    }
+    assert!(duet::config::OPTIONS.iter().all(|opt| !line(opt.name).is_empty()));
+    assert!(
+        shown.ends_with(" is not checked.\n") && shown.contains("duet serve (for there is a --database) would take this"),
+        "{shown}"
+    );
+    assert!(!data.exists(), "a check makes nothing");
+}
+
+#[test]
+fn config_check_refuses_what_the_command_would_refuse() {
+    let dir = scratch();
+    let yaml = dir.path().join("etcd.yml");
+    std::fs::write(&yaml, "client-transport-security: {cert-file: /nonexistent, key-file: /nonexistent}\n").unwrap();
+    let dsn = "--database postgres://u@h/d";
+    for (command, flags, expected) in [
+        ("serve", "--database nonsense".to_owned(), "--database: "),
+        ("serve", String::new(), "--database is needed"),
+        ("serve", format!("{dsn} --auto-tls"), "can't be used with duet serve"),
+        ("serve", format!("{dsn}?sslmode=verify-full&sslrootcert=/nonexistent"), "/nonexistent"),
+        ("serve", format!("{dsn} --database-password-file /nonexistent"), "password file /nonexistent"),
+        ("serve", format!("{dsn} --cert-file /nonexistent --key-file /nonexistent"), "can't read /nonexistent"),
+        ("dev", dsn.to_owned(), "belongs to duet serve"),
+        ("dev", "--cert-file /nonexistent --key-file /nonexistent".to_owned(), "can't read /nonexistent"),
+        ("etcd", format!("--config-file {}", yaml.display()), "can't read /nonexistent"),
+        ("etcd", "--initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(), "2 members"),
+        ("node", String::new(), "the pair is not configured"),
+        ("witness", String::new(), "a witness needs --pair-cert-file"),
+    ] {
+        let (code, said) = refused(&format!("{command} {flags}"));
+        assert!(code == 64 && said.contains(expected), "{command} {flags}: {code}, {said}");
+        let (code, _, checked) = config_check(&format!("{command} {flags}"), &[]);
+        assert!(code == 64 && checked.contains(expected), "{command} {flags}: {code}, {checked}");
+    }
+    // Whom a configuration is for, when nobody says.
+    for (flags, command) in [
+        ("--database nonsense".to_owned(), "duet serve (for there is a --database): --database: "),
+        (format!("--config-file {}", yaml.display()), "duet etcd (the file is etcd's): can't read /nonexistent"),
+        (
+            "--cert-file /nonexistent --key-file /nonexistent".to_owned(),
+            "duet dev (for there is no --database and no --peer-url): ",
+        ),
+    ] {
+        let (code, _, said) = config_check(&flags, &[]);
+        assert!(code == 64 && said.contains(command), "{flags}: {said}");
+    }
+}
+
 #[test]
 fn no_refusal_shows_a_password() {
     let dir = scratch();
@@ -195,6 +278,17 @@ fn a_node_is_checked_before_its_first_start() {
         assert!(said.contains(expected), "{expected}: {said}");
     }
     assert!(!out.join("a/data").exists(), "a check makes nothing");
+
+    for (folder, file, command) in [("a", "duet.toml", "node"), ("witness", "witness.toml", "witness")] {
+        let file = out.join(folder).join(file);
+        let (code, shown, said) = config_check(&format!("--config-file {}", file.display()), &[]);
+        assert!(code == 0 && shown.contains(&format!("\nduet {command} (for there is ")), "{said}{shown}");
+        let (key, aside) = (out.join(folder).join("pair.key"), out.join("aside"));
+        std::fs::rename(&key, &aside).unwrap();
+        let (code, _, said) = config_check(&format!("--config-file {}", file.display()), &[]);
+        assert!(code == 64 && said.contains("pair.key"), "{said}");
+        std::fs::rename(&aside, &key).unwrap();
+    }
 
     // B's certificate is the pair's, and isn't A's.
     std::fs::copy(out.join("b/pair.crt"), out.join("a/pair.crt")).unwrap();

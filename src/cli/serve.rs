@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::load::{self, Loaded};
-use super::server::{Prepared, StopSignals};
+use super::load;
+use super::server::{self, Prepared, StopSignals};
 use super::{Failure, runtime};
 use crate::config::{Config, ExternalDatabase};
 use crate::engine::{Engine, ReadRight, Role};
@@ -33,21 +33,27 @@ const PASSWORD_VARIABLE: &str = "PGPASSWORD";
 /// Exit codes as `--help` lists them.
 pub fn run(args: &[String]) -> Result<(), Failure> {
     let Some(loaded) = load::load(args, USAGE)? else { return Ok(()) };
-    let Loaded { config, .. } = &loaded;
-    let Some(external) = config.external.clone() else {
+    let options = check(&loaded.config)?;
+    loaded.start_logging()?;
+    runtime()?.block_on(replica(loaded.config, options))
+}
+
+/// Refuses what this command can't start with, as far as that can be seen without a start; else how to reach the database.
+pub(super) fn check(config: &Config) -> Result<PgOptions, Failure> {
+    let Some(external) = &config.external else {
         return Err(Failure::usage(
             "--database is needed: the PostgreSQL to serve from, such as postgres://duet@db1,db2/duet; duet dev runs one of its own",
         ));
     };
-    if loaded.config.tls.as_ref().is_some_and(|tls| tls.self_signed.is_some()) {
+    if config.tls.as_ref().is_some_and(|tls| tls.self_signed.is_some()) {
         return Err(Failure::usage(
             "--auto-tls can't be used with duet serve: replicas couldn't verify each other's certificates; name one with --cert-file \
              and --key-file",
         ));
     }
-    let options = pg_options(&external)?;
-    loaded.start_logging()?;
-    runtime()?.block_on(replica(loaded.config, options))
+    server::check(config)?;
+    config.tls.as_ref().map(tls::client_config).transpose()?;
+    pg_options(external)
 }
 
 /// The password is that of the file; without one, as with libpq, that of the connection string, and last the variable's.
