@@ -189,6 +189,7 @@ fn config_check_refuses_what_the_command_would_refuse() {
         ("serve", format!("{dsn} --database-password-file /nonexistent"), "password file /nonexistent"),
         ("serve", format!("{dsn} --cert-file /nonexistent --key-file /nonexistent"), "can't read /nonexistent"),
         ("dev", dsn.to_owned(), "belongs to duet serve"),
+        ("dev", "--log-outputs /nonexistent/duet.log".to_owned(), "can't write log lines to /nonexistent/duet.log"),
         ("dev", "--cert-file /nonexistent --key-file /nonexistent".to_owned(), "can't read /nonexistent"),
         ("etcd", format!("--config-file {}", yaml.display()), "can't read /nonexistent"),
         ("etcd", "--initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(), "2 members"),
@@ -331,6 +332,26 @@ async fn under_the_name_etcd_it_takes_etcds_command_line() {
     assert!(ready.starts_with('{') && ready.contains(r#""message":"ready to serve client requests""#), "{ready}");
     process.signal(Signal::SIGTERM);
     assert_eq!(process.ended().code(), Some(0), "{}", process.said());
+}
+
+#[test]
+fn log_lines_go_to_every_output_that_is_named_and_are_appended_to_files() {
+    let dir = scratch();
+    let log = dir.path().join("etcd.log");
+    std::fs::write(&log, "of an earlier run\n").unwrap();
+    let line = format!(
+        "etcd --listen-client-urls http://127.0.0.1:0 --data-dir {} --log-outputs=stderr,{},systemd/journal",
+        dir.path().join("data").display(),
+        log.display()
+    );
+    let mut process = Process::start(&duet(), &args(&line));
+    process.ready();
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.ended().code(), Some(0), "{}", process.said());
+    let (said, written) = (process.said(), std::fs::read_to_string(&log).unwrap());
+    assert_eq!(written.strip_prefix("of an earlier run\n"), Some(format!("{said}\n").as_str()));
+    let told = |text: &str| said.lines().filter(|line| line.contains(text)).count();
+    assert_eq!((told("systemd's journal"), told(READY)), (1, 1), "{said}");
 }
 
 #[tokio::test]

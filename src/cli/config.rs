@@ -10,6 +10,7 @@ use super::load::{self, Loaded};
 use super::{Failure, args, dev, etcd, node, serve, witness};
 use crate::config::raw::printable;
 use crate::config::{Config, Origin, Raw};
+use crate::telemetry::log::LogOutput;
 
 const USAGE: &str = "duet config check [dev|serve|node|witness|etcd] [flags]";
 /// The commands that take a configuration.
@@ -77,6 +78,7 @@ fn guessed(config: &Config) -> (&'static str, &'static str) {
 }
 
 fn judge(command: &str, config: &Config) -> Result<(), Failure> {
+    config.logging.outputs.iter().try_for_each(LogOutput::check).map_err(Failure::usage)?;
     match command {
         "serve" => serve::check(config).map(drop),
         "node" => node::check(config),

@@ -27,7 +27,7 @@ impl Loaded {
     /// Logging was started before.
     pub fn start_logging(&self) -> Result<(), Failure> {
         let logging = &self.config.logging;
-        log::start(&logging.level, logging.format, logging.output).map_err(Failure::usage)?;
+        log::start(&logging.level, logging.format, &logging.outputs).map_err(Failure::usage)?;
         for warning in &self.raw.warnings {
             tracing::warn!("{warning}");
         }

@@ -184,8 +184,8 @@ pub struct Logging {
     pub level: String,
     /// `--log-format`.
     pub format: LogFormat,
-    /// `--log-outputs`.
-    pub output: LogOutput,
+    /// `--log-outputs`; at least one.
+    pub outputs: Vec<LogOutput>,
 }
 
 /// A text that is never printed whole: its printed form is redacted.

@@ -148,7 +148,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Security, "tls-max-version", Kind::OneOf(&["", "TLS1.2", "TLS1.3"]), "", "The newest TLS version accepted; empty means the newest there is."),
     opt(Group::Logging, "log-level", Kind::Text, "info", "debug, info, warn or error; or filter directives such as info,duet::engine=debug."),
     opt(Group::Logging, "log-format", Kind::OneOf(&["text", "console", "json"]), "text", "Text for people (console is etcd's word for it) or JSON. Default under the name etcd: json."),
-    opt(Group::Logging, "log-outputs", Kind::OneOf(&["default", "stderr", "stdout"]), "default", "Where log lines go; default is stderr."),
+    opt(Group::Logging, "log-outputs", Kind::Text, "default", "Where log lines go: stderr (which is also the default, and what systemd/journal means here), stdout or the path of a file that is appended to; several are separated by commas."),
     opt(Group::Logging, "metrics", Kind::OneOf(&["basic", "extensive"]), "basic", "extensive adds a duration histogram for each gRPC method."),
     opt(Group::Logging, "warning-apply-duration", Kind::Duration, "100ms", "Writes that take longer are logged with their cause."),
     opt(Group::Logging, "warning-unary-request-duration", Kind::Duration, "300ms", "Requests that take longer are logged."),
