@@ -1,4 +1,4 @@
-//! The program itself: real processes, real PostgreSQL, the signals and exit codes that users and supervisors rely on.
+//! The program itself: real processes, real PostgreSQL, the signals that users and supervisors rely on, what it takes and what it refuses.
 
 mod common;
 
@@ -95,18 +95,6 @@ async fn a_watch_is_told_that_the_server_goes_before_it_goes() {
     let text = format!("{:?}", end.expect_err("Unavailable, so that clients go elsewhere"));
     assert!(text.contains("Unavailable"), "{text}");
     assert_eq!(process.ended().code(), Some(0));
-}
-
-#[test]
-fn a_used_port_is_told_before_any_data_is_made() {
-    let dir = scratch();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let data = dir.path().join("data");
-    let address = taken.local_addr().unwrap();
-    let (code, said) = refused(&format!("dev --listen-client-urls http://{address} --data-dir {}", data.display()));
-    assert_eq!(code, 68, "{said}");
-    assert!(said.contains(&address.to_string()) && said.contains("stop the other process"), "{said}");
-    assert!(!data.exists());
 }
 
 #[test]
@@ -298,15 +286,6 @@ fn a_node_is_checked_before_its_first_start() {
     let (code, said) = check();
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("FAIL  certificate") && said.contains("FAIL  directory"), "{said}");
-}
-
-#[test]
-fn a_data_directory_in_use_is_code_75() {
-    let dir = scratch();
-    let mut first = dev(&dir, "");
-    first.ready();
-    let mut second = dev(&dir, "");
-    assert_eq!(second.ended().code(), Some(75), "{}", second.said());
 }
 
 #[tokio::test]

@@ -33,6 +33,24 @@ pub fn scratch() -> TempDir {
     dir
 }
 
+/// Makes a program of a shell script. Another process writes it: a file that is open for writing can't be run, and here any process that a
+/// test is just starting may hold it open.
+pub fn script(at: &Path, text: &str) {
+    let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let written = Command::new("sh").args(["-c", write]).arg(at).arg(format!("#!/bin/sh\n{text}\n")).status().unwrap();
+    assert!(written.success(), "can't write {}", at.display());
+}
+
+/// The directory, in `dir`, of a PostgreSQL that only says that it is of `version`.
+pub fn fake_binaries(dir: &Path, version: &str) -> PathBuf {
+    let bin = dir.join("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in ["postgres", "initdb"] {
+        script(&bin.join(program), &format!("echo 'postgres (PostgreSQL) {version}'"));
+    }
+    bin
+}
+
 /// A small server in `dir`.
 pub fn options(dir: &TempDir) -> PostgresOptions {
     PostgresOptions { shared_buffers_bytes: Some(32 << 20), bin_dir: bin_dir(), ..PostgresOptions::new(dir.path().join("data")) }
