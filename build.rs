@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use protox::prost::Message;
 
-const PROTOS: [&str; 10] = [
+const PROTOS: [&str; 11] = [
     "authpb/auth.proto",
     "etcdserverpb/auth.proto",
     "etcdserverpb/cluster.proto",
@@ -19,6 +19,7 @@ const PROTOS: [&str; 10] = [
     "etcdserverpb/lease.proto",
     "etcdserverpb/maintenance.proto",
     "etcdserverpb/watch.proto",
+    "grpc/health/v1/health.proto",
     "v3electionpb/v3election.proto",
     "v3lockpb/v3lock.proto",
 ];

@@ -25,6 +25,10 @@ pub mod v3lockpb {
 pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
+/// gRPC's own health service.
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
 /// What the nodes of a pair and their witness say to each other.
 pub mod duetpb {
     tonic::include_proto!("duetpb");

@@ -1,4 +1,4 @@
-//! The program itself: real processes, real PostgreSQL, the signals and exit codes that users and supervisors rely on.
+//! The program itself: real processes, real PostgreSQL, the signals that users and supervisors rely on, what it takes and what it refuses.
 
 mod common;
 
@@ -98,18 +98,6 @@ async fn a_watch_is_told_that_the_server_goes_before_it_goes() {
 }
 
 #[test]
-fn a_used_port_is_told_before_any_data_is_made() {
-    let dir = scratch();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let data = dir.path().join("data");
-    let address = taken.local_addr().unwrap();
-    let (code, said) = refused(&format!("dev --listen-client-urls http://{address} --data-dir {}", data.display()));
-    assert_eq!(code, 68, "{said}");
-    assert!(said.contains(&address.to_string()) && said.contains("stop the other process"), "{said}");
-    assert!(!data.exists());
-}
-
-#[test]
 fn a_wrong_configuration_is_code_64_and_starts_nothing() {
     let dir = scratch();
     let file = dir.path().join("duet.toml");
@@ -128,6 +116,123 @@ fn a_wrong_configuration_is_code_64_and_starts_nothing() {
         let (code, said) = refused(&line);
         assert_eq!(code, 64, "{line}: {said}");
         assert!(said.contains(expected), "{line}: {said}");
+    }
+}
+
+/// Exit code, standard output and standard error of `duet config check`, with these variables.
+fn config_check(line: &str, env: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = Command::new(duet());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("DUET_")) {
+        command.env_remove(name);
+    }
+    let output = command.args(["config", "check"]).args(args(line)).envs(env.iter().copied()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn config_check_names_every_value_with_its_source_and_the_command_that_takes_them() {
+    let dir = scratch();
+    let file = dir.path().join("duet.toml");
+    std::fs::write(&file, "max-txn-ops = 256\nname = \"of-file\"\nshutdown-timeout = \"7s\"\n").unwrap();
+    let env = [("DUET_NAME", "of-env"), ("DUET_SHUTDOWN_TIMEOUT", "8s"), ("DUET_DATABASE", "postgres://u:s3cret@h/d")];
+    let data = dir.path().join("data");
+    let line = format!("--config-file {} --shutdown-timeout=9s --data-dir {}", file.display(), data.display());
+    let (code, shown, said) = config_check(&line, &env);
+    assert_eq!(code, 0, "{said}");
+    let line = |name: &str| {
+        let line = shown.lines().find(|line| line.split(' ').next() == Some(name)).unwrap_or_else(|| panic!("{name}: {shown}"));
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    for (name, expected) in [
+        ("shutdown-timeout", "9s flag --shutdown-timeout".to_owned()),
+        ("data-dir", format!("{} flag --data-dir", data.display())),
+        ("name", "of-env environment DUET_NAME".to_owned()),
+        ("database", "postgres://u:***@h/d environment DUET_DATABASE".to_owned()),
+        ("max-txn-ops", format!("256 file {}", file.display())),
+        ("max-request-bytes", "1572864 default".to_owned()),
+        ("cert-file", "- default".to_owned()),
+    ] {
+        assert_eq!(line(name), expected);
+    }
+    assert!(duet::config::OPTIONS.iter().all(|opt| !line(opt.name).is_empty()));
+    assert!(
+        shown.ends_with(" is not checked.\n") && shown.contains("duet serve (for there is a --database) would take this"),
+        "{shown}"
+    );
+    assert!(!data.exists(), "a check makes nothing");
+}
+
+#[test]
+fn config_check_refuses_what_the_command_would_refuse() {
+    let dir = scratch();
+    let yaml = dir.path().join("etcd.yml");
+    std::fs::write(&yaml, "client-transport-security: {cert-file: /nonexistent, key-file: /nonexistent}\n").unwrap();
+    let dsn = "--database postgres://u@h/d";
+    for (command, flags, expected) in [
+        ("serve", "--database nonsense".to_owned(), "--database: "),
+        ("serve", String::new(), "--database is needed"),
+        ("serve", format!("{dsn} --auto-tls"), "can't be used with duet serve"),
+        ("serve", format!("{dsn}?sslmode=verify-full&sslrootcert=/nonexistent"), "/nonexistent"),
+        ("serve", format!("{dsn} --database-password-file /nonexistent"), "password file /nonexistent"),
+        ("serve", format!("{dsn} --cert-file /nonexistent --key-file /nonexistent"), "can't read /nonexistent"),
+        ("dev", dsn.to_owned(), "belongs to duet serve"),
+        ("dev", "--log-outputs /nonexistent/duet.log".to_owned(), "can't write log lines to /nonexistent/duet.log"),
+        ("dev", "--cert-file /nonexistent --key-file /nonexistent".to_owned(), "can't read /nonexistent"),
+        ("etcd", format!("--config-file {}", yaml.display()), "can't read /nonexistent"),
+        ("etcd", "--initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(), "2 members"),
+        ("node", String::new(), "the pair is not configured"),
+        ("witness", String::new(), "a witness needs --pair-cert-file"),
+    ] {
+        let (code, said) = refused(&format!("{command} {flags}"));
+        assert!(code == 64 && said.contains(expected), "{command} {flags}: {code}, {said}");
+        let (code, _, checked) = config_check(&format!("{command} {flags}"), &[]);
+        assert!(code == 64 && checked.contains(expected), "{command} {flags}: {code}, {checked}");
+    }
+    // Whom a configuration is for, when nobody says.
+    for (flags, command) in [
+        ("--database nonsense".to_owned(), "duet serve (for there is a --database): --database: "),
+        (format!("--config-file {}", yaml.display()), "duet etcd (the file is etcd's): can't read /nonexistent"),
+        (
+            "--cert-file /nonexistent --key-file /nonexistent".to_owned(),
+            "duet dev (for there is no --database and no --peer-url): ",
+        ),
+    ] {
+        let (code, _, said) = config_check(&flags, &[]);
+        assert!(code == 64 && said.contains(command), "{flags}: {said}");
+    }
+}
+
+#[test]
+fn no_refusal_shows_a_password() {
+    let dir = scratch();
+    let (toml, yaml) = (dir.path().join("duet.toml"), dir.path().join("etcd.yml"));
+    std::fs::write(&toml, "name = \"n\"\ndatabase = postgres://u:s3cret@h/d\n").unwrap();
+    std::fs::write(&yaml, "name: n\n  database: postgres://u:s3cret@h/d\n").unwrap();
+    let dsn = "postgres://u:s3cret@h/d";
+    for (line, expected) in [
+        (format!("serve --config-file {}", toml.display()), "not valid TOML at line 2, column "),
+        (format!("config check --config-file {}", toml.display()), "not valid TOML at line 2, column "),
+        (format!("etcd --config-file {}", yaml.display()), "not valid YAML at line 2, column "),
+        (format!("serve {dsn}"), "postgres://u:***@h/d"),
+        ("serve password=s3cret host=h".to_owned(), "password=***"),
+        (format!("etcd {dsn}"), "postgres://u:***@h/d"),
+        (format!("dev {dsn}"), "postgres://u:***@h/d"),
+        (format!("status a {dsn}"), "postgres://u:***@h/d"),
+        (format!("pair {dsn}"), "postgres://u:***@h/d"),
+        (format!("init {dsn}"), "postgres://u:***@h/d"),
+        (dsn.to_owned(), "postgres://u:***@h/d"),
+        (format!("serve ---database={dsn}"), "bad flag syntax"),
+        (format!("serve --{dsn}"), "flag provided but not defined"),
+        (format!("serve --max-txn-ops {dsn}"), "--max-txn-ops"),
+        (format!("serve --listen-client-urls {dsn}"), "--listen-client-urls"),
+        (format!("serve --database {dsn}?sslmode=allow"), "verify-full"),
+        (format!("dev --database {dsn}"), "--database"),
+    ] {
+        let (code, said) = refused(&line);
+        assert_eq!(code, 64, "{line}: {said}");
+        assert!(said.contains(expected), "{line}: {said}");
+        assert!(!said.contains("s3cret"), "{line}: {said}");
     }
 }
 
@@ -163,6 +268,17 @@ fn a_node_is_checked_before_its_first_start() {
     }
     assert!(!out.join("a/data").exists(), "a check makes nothing");
 
+    for (folder, file, command) in [("a", "duet.toml", "node"), ("witness", "witness.toml", "witness")] {
+        let file = out.join(folder).join(file);
+        let (code, shown, said) = config_check(&format!("--config-file {}", file.display()), &[]);
+        assert!(code == 0 && shown.contains(&format!("\nduet {command} (for there is ")), "{said}{shown}");
+        let (key, aside) = (out.join(folder).join("pair.key"), out.join("aside"));
+        std::fs::rename(&key, &aside).unwrap();
+        let (code, _, said) = config_check(&format!("--config-file {}", file.display()), &[]);
+        assert!(code == 64 && said.contains("pair.key"), "{said}");
+        std::fs::rename(&aside, &key).unwrap();
+    }
+
     // B's certificate is the pair's, and isn't A's.
     std::fs::copy(out.join("b/pair.crt"), out.join("a/pair.crt")).unwrap();
     std::fs::create_dir(out.join("a/data")).unwrap();
@@ -170,15 +286,6 @@ fn a_node_is_checked_before_its_first_start() {
     let (code, said) = check();
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("FAIL  certificate") && said.contains("FAIL  directory"), "{said}");
-}
-
-#[test]
-fn a_data_directory_in_use_is_code_75() {
-    let dir = scratch();
-    let mut first = dev(&dir, "");
-    first.ready();
-    let mut second = dev(&dir, "");
-    assert_eq!(second.ended().code(), Some(75), "{}", second.said());
 }
 
 #[tokio::test]
@@ -204,6 +311,26 @@ async fn under_the_name_etcd_it_takes_etcds_command_line() {
     assert!(ready.starts_with('{') && ready.contains(r#""message":"ready to serve client requests""#), "{ready}");
     process.signal(Signal::SIGTERM);
     assert_eq!(process.ended().code(), Some(0), "{}", process.said());
+}
+
+#[test]
+fn log_lines_go_to_every_output_that_is_named_and_are_appended_to_files() {
+    let dir = scratch();
+    let log = dir.path().join("etcd.log");
+    std::fs::write(&log, "of an earlier run\n").unwrap();
+    let line = format!(
+        "etcd --listen-client-urls http://127.0.0.1:0 --data-dir {} --log-outputs=stderr,{},systemd/journal",
+        dir.path().join("data").display(),
+        log.display()
+    );
+    let mut process = Process::start(&duet(), &args(&line));
+    process.ready();
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.ended().code(), Some(0), "{}", process.said());
+    let (said, written) = (process.said(), std::fs::read_to_string(&log).unwrap());
+    assert_eq!(written.strip_prefix("of an earlier run\n"), Some(format!("{said}\n").as_str()));
+    let told = |text: &str| said.lines().filter(|line| line.contains(text)).count();
+    assert_eq!((told("systemd's journal"), told(READY)), (1, 1), "{said}");
 }
 
 #[tokio::test]

@@ -383,6 +383,40 @@ async fn a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown_not_a_succ
     postgres.stop(STOP).await;
 }
 
+#[tokio::test]
+async fn a_warning_of_the_database_keeps_nobody_from_writing_and_one_of_a_commit_makes_it_unknown() {
+    let database = Database::new().await;
+    let client = database.client().await;
+    let name = database.config.get_dbname().unwrap();
+    // As after an update of the C library: PostgreSQL says so to everybody who connects, and its parallel workers do so in the middle of a
+    // session.
+    client.execute("UPDATE pg_database SET datcollversion = '0' WHERE datname = $1", &[&name]).await.unwrap();
+    let sql = "SELECT name FROM pg_settings WHERE name IN ('debug_parallel_query', 'force_parallel_mode')";
+    let forced: String = client.query_one(sql, &[]).await.unwrap().get(0);
+    for (setting, value) in [(forced.as_str(), "on"), ("max_parallel_workers_per_gather", "2")] {
+        client.batch_execute(&format!("ALTER DATABASE {name} SET {setting} = {value}")).await.unwrap();
+    }
+    // And as an owner of a database may have it, who wants to hear of every change to its tables.
+    let event = "CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE WARNING ''heard of it''; END'; \
+        CREATE EVENT TRIGGER heard ON ddl_command_end EXECUTE FUNCTION heard()";
+    client.batch_execute(event).await.unwrap();
+    let warnings = common::warnings(&database.config, "SELECT count(*) FROM pg_proc").await;
+    assert_eq!(warnings.iter().filter(|text| text.contains("collation version")).count(), 2, "{warnings:?}");
+
+    let log = log(&database.config);
+    acquire(&log).await.append(one(2)).await.unwrap();
+    let mut writer = acquire(&log).await;
+    assert_eq!(recover(&mut *writer, 0).await.unwrap().len(), 1);
+    writer.append(one(3)).await.unwrap();
+    writer.confirm().await.unwrap();
+
+    let warn = "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE WARNING ''of a commit''; RETURN NULL; END'; \
+        CREATE TRIGGER warn AFTER INSERT ON duet.log EXECUTE FUNCTION warn()";
+    client.batch_execute(warn).await.unwrap();
+    let answer = writer.append(one(4)).await;
+    assert!(matches!(&answer, Err(LogError::Unknown(why)) if why.contains("of a commit")), "{answer:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_ends_in_the_middle_of_a_recovery_is_an_error_not_a_short_log() {
     let database = Database::new().await;

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::STOP;
+use common::process::{Process, duet};
 use duet::storage::pg::{PgLog, PgOptions};
 use duet::storage::{Batch, Log, LogError};
 use duet::supervisor::postgres::{Account, Binaries, Postgres};
@@ -165,4 +166,43 @@ async fn tls_verifies_what_sslmode_says_several_hosts_are_tried_and_rights_are_e
     writer.append(std::sync::Arc::new(Batch { rows: vec![row], ..Batch::default() })).await.unwrap();
     assert_eq!(log.reader().values(vec![duet::types::Rev::new(2, 0)]).await.unwrap(), [Some("v".into())]);
     writer.close().await;
+}
+
+#[tokio::test]
+async fn the_password_comes_from_the_file_else_from_the_connection_string_else_from_pgpassword() {
+    let external = External::start().await;
+    let file = external.dir.path().join("password");
+    let with = |password: &str, file_holds: Option<&str>, variable: Option<&str>| {
+        let dsn = format!("postgres://app{password}@127.0.0.1:{}/appdb", external.port);
+        let mut command = Command::new(duet());
+        command.args(["serve", "--listen-client-urls", "http://127.0.0.1:0", "--database", &dsn]).env_remove("PGPASSWORD");
+        if let Some(text) = file_holds {
+            fs::write(&file, text).unwrap();
+            command.arg("--database-password-file").arg(&file);
+        }
+        command.envs(variable.map(|password| ("PGPASSWORD", password)));
+        Process::spawn(command)
+    };
+    let (right, in_file) = (format!(":{PASSWORD}"), format!("{PASSWORD}\r\n"));
+    for (password, file_holds, variable) in [
+        ("", Some(in_file.as_str()), None),
+        (":wrong", Some(in_file.as_str()), Some("wrong")),
+        (&right, None, None),
+        (&right, None, Some("wrong")),
+        ("", None, Some(PASSWORD)),
+    ] {
+        let mut process = with(password, file_holds, variable);
+        process.ready();
+        process.signal(Signal::SIGTERM);
+        assert!(process.ended().success(), "{}", process.said());
+    }
+    // Each of these has the right one where another one wins.
+    for (password, file_holds, variable) in [(right.as_str(), Some("wrong"), Some(PASSWORD)), (":wrong", None, Some(PASSWORD))] {
+        let mut process = with(password, file_holds, variable);
+        process.line("password authentication failed");
+        process.signal(Signal::SIGTERM);
+        process.ended();
+        let said = process.said();
+        assert!(!said.contains(PASSWORD) && !said.contains("wrong"), "{said}");
+    }
 }

@@ -11,13 +11,12 @@ use std::{
     time::Duration,
 };
 
-use common::{STOP, SmallDisk, options, scratch};
+use common::{STOP, SmallDisk, fake_binaries, options, scratch};
 use duet::supervisor::postgres::{Postgres, PostgresOptions, RestartBudget, StartError, Status, Stopped};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, geteuid},
 };
-use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
 async fn connect(postgres: &Postgres) -> Client {
@@ -200,16 +199,6 @@ async fn a_newer_layout_and_data_of_another_major_version_are_refused() {
     assert_eq!(code, 76);
 }
 
-fn fake_binaries(dir: &TempDir, version: &str) -> PathBuf {
-    let bin = dir.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    for program in ["postgres", "initdb"] {
-        fs::write(bin.join(program), format!("#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")).unwrap();
-        fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    bin
-}
-
 #[tokio::test]
 async fn missing_binaries_and_versions_that_lose_writes_are_refused_with_the_way_out() {
     let dir = scratch();
@@ -219,7 +208,7 @@ async fn missing_binaries_and_versions_that_lose_writes_are_refused_with_the_way
     assert_eq!(code, 69);
     for (version, sentence) in [("15.12", "too old"), ("16.8", ""), ("17.4", ""), ("14.20", "not supported"), ("19devel", "")] {
         let dir = scratch();
-        let fake = PostgresOptions { bin_dir: Some(fake_binaries(&dir, version)), ..options(&dir) };
+        let fake = PostgresOptions { bin_dir: Some(fake_binaries(dir.path(), version)), ..options(&dir) };
         let (error, code) = refusal(fake).await;
         let text = error.to_string();
         assert!(text.contains(version) && (text.contains(sentence) || text.contains("lose acknowledged")), "{text}");
@@ -393,7 +382,7 @@ async fn binaries_that_postgresqls_user_can_not_reach_are_named() {
         return; // Without root there is no other user that could be kept out.
     }
     let dir = scratch();
-    let bin_dir = fake_binaries(&dir, "15.16");
+    let bin_dir = fake_binaries(dir.path(), "15.16");
     fs::set_permissions(&bin_dir, fs::Permissions::from_mode(0o700)).unwrap();
     let (error, code) = refusal(PostgresOptions { bin_dir: Some(bin_dir.clone()), ..options(&dir) }).await;
     assert!(error.to_string().contains(&format!("chmod o+x {}", bin_dir.display())), "{error}");

@@ -1,6 +1,8 @@
 //! Flags as Go's `flag` package reads them: `-name` and `--name` alike, a value after `=` or as the next argument,
 //! booleans without a value; `--` ends them.
 
+use crate::config::redact::redact_dsn;
+
 /// What follows a flag's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Takes {
@@ -43,7 +45,7 @@ pub fn parse(args: &[String], takes: impl Fn(&str) -> Option<Takes>) -> Result<P
             None => (flag, None),
         };
         if name.is_empty() || name.starts_with('-') {
-            return Err(format!("bad flag syntax: {arg}"));
+            return Err(format!("bad flag syntax: {}", redact_dsn(arg)));
         }
         match (takes(name), value) {
             (None, _) if matches!(name, "help" | "h") => parsed.help = true,
@@ -61,7 +63,7 @@ pub fn parse(args: &[String], takes: impl Fn(&str) -> Option<Takes>) -> Result<P
 
 fn unknown(name: &str) -> String {
     let hint = crate::config::options::nearest(name).map_or_else(String::new, |near| format!("; did you mean --{near}?"));
-    format!("flag provided but not defined: --{name}{hint}")
+    format!("flag provided but not defined: --{}{hint}", redact_dsn(name))
 }
 
 #[cfg(test)]
@@ -111,6 +113,10 @@ mod tests {
         assert_eq!(read("--name").unwrap_err(), "flag needs an argument: --name");
         assert_eq!(read("---name").unwrap_err(), "bad flag syntax: ---name");
         assert!(read("--nmae x").unwrap_err().starts_with("flag provided but not defined: --nmae; did you mean --name?"));
+        for line in ["---database=postgres://u:s3cret@h/d", "--=postgres://u:s3cret@h/d", "--postgres://u:s3cret@h/d"] {
+            let error = read(line).unwrap_err();
+            assert!(!error.contains("s3cret"), "{error}");
+        }
         assert!(read("-h").unwrap().help && read("--help").unwrap().help);
         assert_eq!(read("-- --name").unwrap().rest, ["--name"]);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::load::{self, Loaded};
-use super::server::{Prepared, StopSignals};
+use super::server::{self, Prepared, StopSignals};
 use super::{Failure, runtime};
 use crate::config::Config;
 use crate::engine::ReadRight;
@@ -22,11 +22,19 @@ const POSTGRES_STOP_TIMEOUT: Duration = Duration::from_secs(20);
 pub fn run(args: &[String]) -> Result<(), Failure> {
     match load::load(args, USAGE)? {
         None => Ok(()),
-        Some(loaded) if loaded.config.external.is_some() => {
-            Err(Failure::usage("--database belongs to duet serve; duet dev runs a PostgreSQL of its own"))
+        Some(loaded) => {
+            check(&loaded.config)?;
+            serve(loaded)
         }
-        Some(loaded) => serve(loaded),
     }
+}
+
+/// Refuses what this command can't start with, as far as that can be seen without a start.
+pub(super) fn check(config: &Config) -> Result<(), Failure> {
+    if config.external.is_some() {
+        return Err(Failure::usage("--database belongs to duet serve; duet dev runs a PostgreSQL of its own"));
+    }
+    server::check(config)
 }
 
 /// Serves from a PostgreSQL of its own until told to stop; also what runs under the name etcd.

@@ -13,6 +13,7 @@ use super::{Failure, dev};
 use crate::config::Sources;
 use crate::config::etcd_file::EtcdFile;
 use crate::config::options::env_name;
+use crate::config::redact::redact_dsn;
 use crate::telemetry::metrics::ETCD_VERSION;
 
 const USAGE: &str = "duet etcd [etcd's flags]";
@@ -72,7 +73,7 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
         return Ok(());
     }
     if let Some(extra) = parsed.rest.first() {
-        return Err(Failure::usage(format!("\"{extra}\" is not a valid flag"))); // etcd's words
+        return Err(Failure::usage(format!("\"{}\" is not a valid flag", redact_dsn(extra)))); // etcd's words
     }
     if parsed.flags.iter().any(|(name, value)| name == "version" && value == "true") {
         print!("{}", version());

@@ -63,6 +63,11 @@ impl Failure {
         Self { code: LOCKED, text: text.into() }
     }
 
+    /// The same failure, told of `whom`.
+    pub fn of(self, whom: &str) -> Self {
+        Self { text: format!("{whom}: {}", self.text), ..self }
+    }
+
     /// A failure that somebody else has told of.
     pub fn silent(code: u8) -> Self {
         Self { code, text: String::new() }

@@ -23,7 +23,8 @@ pub(super) fn overview() -> String {
            certs    duet certs renew --out DIR: new certificates for a pair.\n  \
            serve    Serve from an existing PostgreSQL: duet serve --database postgres://…\n  \
            etcd     Stand in for a single etcd: takes etcd's command line. Also under the name etcd.\n  \
-           config   duet config check: which options are in force, and where each comes from.\n  \
+           config   duet config check [COMMAND]: which options are in force, where each comes from, and whether COMMAND\n  \
+                    would take them.\n  \
            version  The version.\n\n\
          Operating a pair, each with --config-file FILE (a node's own):\n",
     );

@@ -7,6 +7,7 @@ use super::Failure;
 use super::args::{self, Takes};
 use super::help;
 use crate::config::options::{self, env_name};
+use crate::config::redact::redact_dsn;
 use crate::config::{Config, Kind, Raw, Sources, validate};
 use crate::telemetry::log;
 
@@ -26,7 +27,7 @@ impl Loaded {
     /// Logging was started before.
     pub fn start_logging(&self) -> Result<(), Failure> {
         let logging = &self.config.logging;
-        log::start(&logging.level, logging.format, logging.output).map_err(Failure::usage)?;
+        log::start(&logging.level, logging.format, &logging.outputs).map_err(Failure::usage)?;
         for warning in &self.raw.warnings {
             tracing::warn!("{warning}");
         }
@@ -45,7 +46,7 @@ pub fn load(args: &[String], usage: &str) -> Result<Option<Loaded>, Failure> {
         return Ok(None);
     }
     if let Some(extra) = parsed.rest.first() {
-        return Err(Failure::usage(format!("\"{extra}\" is not a flag; {usage}")));
+        return Err(Failure::usage(format!("\"{}\" is not a flag; {usage}", redact_dsn(extra))));
     }
     let env = environment();
     let file = config_file(&parsed.flags, &env, &["DUET"])?;

@@ -41,6 +41,8 @@ use std::process::ExitCode;
 
 pub use exit::Failure;
 
+use crate::config::redact::redact_dsn;
+
 /// Runs the program whose arguments are `argv`, the program's own name first.
 pub fn run(argv: Vec<String>) -> ExitCode {
     if let Some(code) = init::parent_of_all() {
@@ -89,6 +91,6 @@ fn dispatch(argv: &[String]) -> Result<(), Failure> {
             print!("{}", help::overview());
             Ok(())
         }
-        other => Err(Failure::usage(format!("duet {other}: there is no such command; duet --help lists them"))),
+        other => Err(Failure::usage(format!("duet {}: there is no such command; duet --help lists them", redact_dsn(other)))),
     }
 }

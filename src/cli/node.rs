@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guardian::{self, Part, Pulse};
 use super::load::{self, Loaded};
-use super::server::{PairSide, PeerPort, Prepared, StopSignals};
+use super::server::{self, PairSide, PeerPort, Prepared, StopSignals};
 use super::{Failure, dev, runtime};
 use crate::check::Subject;
 use crate::check::node::CheckService;
@@ -74,14 +74,7 @@ const SUPERVISOR_THREADS: usize = 2;
 /// Exit codes as `--help` lists them.
 pub fn run(args: &[String]) -> Result<(), Failure> {
     let Some(loaded) = load::load(args, USAGE)? else { return Ok(()) };
-    if loaded.config.external.is_some() {
-        return Err(Failure::usage("--database belongs to duet serve; duet node runs a PostgreSQL of its own"));
-    }
-    let Some(pair) = loaded.config.pair.clone() else {
-        return Err(Failure::usage(
-            "the pair is not configured; duet init writes the configuration of both nodes and the witness",
-        ));
-    };
+    let pair = pair_of(&loaded.config)?;
     let pulse = if pair.guardian {
         match guardian::guard(pair.virtual_ip.as_ref()) {
             Part::Ended(outcome) => return outcome,
@@ -93,7 +86,35 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
     serve(loaded, pair, pulse)
 }
 
+/// The node's place in its pair.
+fn pair_of(config: &Config) -> Result<PairConfig, Failure> {
+    if config.external.is_some() {
+        return Err(Failure::usage("--database belongs to duet serve; duet node runs a PostgreSQL of its own"));
+    }
+    config.pair.clone().ok_or_else(|| {
+        Failure::usage("the pair is not configured; duet init writes the configuration of both nodes and the witness")
+    })
+}
+
+/// Refuses what this command can't start with, as far as that can be seen without a start.
+pub(super) fn check(config: &Config) -> Result<(), Failure> {
+    let pair = pair_of(config)?;
+    server::check(config)?;
+    let files = pair.tls.config();
+    tls::check(&files)?;
+    if let Some(url) = &pair.witness {
+        // It connects to nothing, but makes what will, and that wants to be within a runtime.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::serving(format!("can't start: {error}")))?;
+        let _entered = runtime.enter();
+        backend::connect(url, &pair.cluster, tls::client_config(&files)?, backend::deadline(pair.timing))
+            .map_err(|error| Failure::usage(error.to_string()))?;
+    }
+    Ok(())
+}
+
 fn serve(loaded: Loaded, pair: PairConfig, pulse: Option<Pulse>) -> Result<(), Failure> {
+    check(&loaded.config)?;
     loaded.start_logging()?;
     let supervisor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(SUPERVISOR_THREADS)

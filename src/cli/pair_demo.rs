@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::args::{self, Takes};
 use super::{Failure, pair_init, pair_kill};
+use crate::config::redact::redact_dsn;
 
 const USAGE: &str = "duet pair [kill [leader|follower|a|b]] [--data-dir DIR]";
 const HELP: &str = "
@@ -53,7 +54,7 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
         [] => {}
         ["kill"] => return pair_kill::run(&dir, "leader"),
         ["kill", which @ ("leader" | "follower" | "a" | "b")] => return pair_kill::run(&dir, which),
-        _ => return Err(Failure::usage(format!("\"{}\": that isn't known; {USAGE}", words.join(" ")))),
+        _ => return Err(Failure::usage(format!("\"{}\": that isn't known; {USAGE}", redact_dsn(&words.join(" "))))),
     }
     if !dir.join("plan.json").exists() {
         let out = dir.display().to_string();

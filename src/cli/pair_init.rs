@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 use super::args::{self, Takes};
 use super::pair_certs::{Authority, Leaf, Use};
+use crate::config::redact::redact_dsn;
 use crate::config::{WitnessUrl, network_address};
 
 const USAGE: &str = "duet init --cluster NAME --a ADDRESS --b ADDRESS --witness ADDRESS --out DIR [flags]";
@@ -152,7 +153,7 @@ impl Plan {
             return Ok(None);
         }
         if let Some(extra) = parsed.rest.first() {
-            return Err(Failure::usage(format!("\"{extra}\" is not a flag; {USAGE}")));
+            return Err(Failure::usage(format!("\"{}\" is not a flag; {USAGE}", redact_dsn(extra))));
         }
         let get = |name: &str| parsed.flags.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
         let need = |name: &str| get(name).ok_or_else(|| Failure::usage(format!("--{name} is needed; {USAGE}")));

@@ -3,13 +3,14 @@
 //! PostgreSQL itself says who writes: the engine waits for the writer's lock. Until it has it, requests are forwarded to
 //! the replica that does, whose URLs stand beside the lock.
 
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::load::{self, Loaded};
-use super::server::{Prepared, StopSignals};
+use super::load;
+use super::server::{self, Prepared, StopSignals};
 use super::{Failure, runtime};
 use crate::config::{Config, ExternalDatabase};
 use crate::engine::{Engine, ReadRight, Role};
@@ -23,7 +24,7 @@ const USAGE: &str = "duet serve --database postgres://… [flags]";
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 /// How long that look may take.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(5);
-/// libpq's variable for the password; the option's own sources are the file and the connection string.
+/// libpq's variable for the password.
 const PASSWORD_VARIABLE: &str = "PGPASSWORD";
 
 /// Runs the command.
@@ -32,39 +33,43 @@ const PASSWORD_VARIABLE: &str = "PGPASSWORD";
 /// Exit codes as `--help` lists them.
 pub fn run(args: &[String]) -> Result<(), Failure> {
     let Some(loaded) = load::load(args, USAGE)? else { return Ok(()) };
-    let Loaded { config, .. } = &loaded;
-    let Some(external) = config.external.clone() else {
+    let options = check(&loaded.config)?;
+    loaded.start_logging()?;
+    runtime()?.block_on(replica(loaded.config, options))
+}
+
+/// Refuses what this command can't start with, as far as that can be seen without a start; else how to reach the database.
+pub(super) fn check(config: &Config) -> Result<PgOptions, Failure> {
+    let Some(external) = &config.external else {
         return Err(Failure::usage(
             "--database is needed: the PostgreSQL to serve from, such as postgres://duet@db1,db2/duet; duet dev runs one of its own",
         ));
     };
-    if loaded.config.tls.as_ref().is_some_and(|tls| tls.self_signed.is_some()) {
+    if config.tls.as_ref().is_some_and(|tls| tls.self_signed.is_some()) {
         return Err(Failure::usage(
             "--auto-tls can't be used with duet serve: replicas couldn't verify each other's certificates; name one with --cert-file \
              and --key-file",
         ));
     }
-    let options = pg_options(&external)?;
-    loaded.start_logging()?;
-    runtime()?.block_on(replica(loaded.config, options))
+    server::check(config)?;
+    config.tls.as_ref().map(tls::client_config).transpose()?;
+    pg_options(external)
 }
 
+/// The password is that of the file; without one, as with libpq, that of the connection string, and last the variable's.
 fn pg_options(external: &ExternalDatabase) -> Result<PgOptions, Failure> {
-    let password = match &external.password_file {
-        None => std::env::var(PASSWORD_VARIABLE).ok(),
-        Some(path) => {
-            let read = std::fs::read_to_string(path);
-            let text = read.map_err(|error| {
-                Failure::usage(format!(
-                    "can't read the password file {}: {error}; check --database-password-file",
-                    path.display()
-                ))
-            })?;
-            Some(text.trim_end_matches(['\r', '\n']).to_owned())
-        }
-    };
-    PgOptions::from_dsn(external.dsn.expose(), password.as_deref())
-        .map_err(|error| Failure::usage(format!("--database: {error}")))
+    let of_file = external.password_file.as_deref().map(|path| {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::usage(format!("can't read the password file {}: {error}; check --database-password-file", path.display()))
+        })?;
+        Ok::<_, Failure>(text.trim_end_matches(['\r', '\n']).to_owned())
+    });
+    let options = PgOptions::from_dsn(external.dsn.expose(), of_file.transpose()?.as_deref())
+        .map_err(|error| Failure::usage(format!("--database: {error}")))?;
+    Ok(match std::env::var_os(PASSWORD_VARIABLE).filter(|password| !password.is_empty()) {
+        Some(password) => options.or_password(password.as_bytes()),
+        None => options,
+    })
 }
 
 async fn replica(config: Config, options: PgOptions) -> Result<(), Failure> {

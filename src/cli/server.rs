@@ -28,7 +28,7 @@ use crate::net::http::{Health, client_routes, metrics_routes, not_found};
 use crate::net::local::Local;
 use crate::net::proxy::{Answering, ProxyLayer};
 use crate::net::self_signed;
-use crate::net::tls::Tls;
+use crate::net::tls::{self, Tls};
 use crate::net::{Drained, Listeners, ServeOptions, SocketOptions, serve};
 use crate::storage::{BoxFuture, Log};
 use crate::telemetry::metrics::Metrics;
@@ -334,6 +334,16 @@ impl Prepared {
             slow_request: config.warning_unary_request_duration,
             ..etcdserver::Config::default()
         }
+    }
+}
+
+/// Refuses certificates that can't be used, before anything is bound.
+pub(super) fn check(config: &Config) -> Result<(), Failure> {
+    match &config.tls {
+        // Made at the start where there is none.
+        Some(files) if files.self_signed.is_some() && !(files.cert_file.exists() && files.key_file.exists()) => Ok(()),
+        Some(files) => Ok(tls::check(files)?),
+        None => Ok(()),
     }
 }
 

@@ -4,8 +4,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::StopSignals;
 use super::{Failure, load, witness_begin};
-use crate::config::{Config, PairTlsFiles, TlsConfig};
-use crate::net::tls::Tls;
+use crate::config::{Config, ListenUrl, PairTlsFiles, TlsConfig};
+use crate::net::tls::{self, Tls};
 use crate::net::{Listeners, ServeOptions, SocketOptions, serve};
 use crate::proto::duetpb::witness_server::WitnessServer;
 use crate::telemetry::metrics::Metrics;
@@ -26,27 +26,34 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
         return witness_begin::run(rest);
     }
     let Some(loaded) = load::load(args, USAGE)? else { return Ok(()) };
-    let Some(tls) = loaded.config.pair_tls.as_ref().map(PairTlsFiles::config) else {
+    let (tls, listen) = check(&loaded.config)?;
+    loaded.start_logging()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build();
+    let runtime = runtime.map_err(|error| Failure::serving(format!("can't start: {error}")))?;
+    runtime.block_on(witness(loaded.config, tls, listen))
+}
+
+/// Refuses what this command can't start with, as far as that can be seen without a start; else the pair's certificates, and where to listen.
+pub(super) fn check(config: &Config) -> Result<(TlsConfig, ListenUrl), Failure> {
+    let Some(tls) = config.pair_tls.as_ref().map(PairTlsFiles::config) else {
         return Err(Failure::usage(
             "a witness needs --pair-cert-file, --pair-key-file and --pair-trusted-ca-file: only the pair's nodes may ask it; duet init makes them",
         ));
     };
-    loaded.start_logging()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build();
-    let runtime = runtime.map_err(|error| Failure::serving(format!("can't start: {error}")))?;
-    runtime.block_on(witness(loaded.config, tls))
-}
-
-async fn witness(config: Config, tls: TlsConfig) -> Result<(), Failure> {
-    let mut signals = StopSignals::new(&config)?;
-    let metrics = Metrics::new(&prometheus::Registry::new(), false)
-        .map_err(|error| Failure::serving(format!("can't register metrics: {error}")))?;
-    let tls = Tls::load(tls, metrics.clone())?;
     let Some(listen) = config.listen_peer.clone() else {
         return Err(Failure::usage(
             "--listen-peer-url is needed: where the pair's nodes reach this witness, such as https://0.0.0.0:2378",
         ));
     };
+    tls::check(&tls)?;
+    Ok((tls, listen))
+}
+
+async fn witness(config: Config, tls: TlsConfig, listen: ListenUrl) -> Result<(), Failure> {
+    let mut signals = StopSignals::new(&config)?;
+    let metrics = Metrics::new(&prometheus::Registry::new(), false)
+        .map_err(|error| Failure::serving(format!("can't register metrics: {error}")))?;
+    let tls = Tls::load(tls, metrics.clone())?;
     let listeners = Listeners::bind(&[listen], SocketOptions::default())?;
     let store = Store::open(&config.data_dir).map_err(|error| match error {
         StoreError::Locked(_) => Failure::locked(error.to_string()),

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::error::yaml_place;
 use super::options::{self, Kind};
+use super::redact::redact_dsn;
 use super::units::format_duration;
 
 /// Where a section's keys belong: section, key in it, flag. `None`: there is no such flag, see [`EtcdFile::refused`].
@@ -58,8 +60,8 @@ impl EtcdFile {
     pub fn parse(text: &str, is_flag: impl Fn(&str) -> bool) -> Result<Self, String> {
         let mut file = Self::default();
         // As Go's yaml package: an empty file sets nothing.
-        let table: Option<BTreeMap<String, serde_json::Value>> =
-            serde_saphyr::from_str(text).map_err(|error| format!("is not valid YAML: {}", error.to_string().trim_end()))?;
+        let table: Option<BTreeMap<String, serde_json::Value>> = serde_saphyr::from_str(text)
+            .map_err(|error| format!("is not valid YAML{}: write lines such as name: default", yaml_place(&error)))?;
         for (key, value) in table.unwrap_or_default() {
             match value {
                 serde_json::Value::Object(section) if NESTED.iter().any(|(known, ..)| *known == key) => {
@@ -71,7 +73,7 @@ impl EtcdFile {
                 _ if NESTED.iter().any(|(known, ..)| *known == key) && !value.is_null() => {
                     return Err(format!("has a wrong {key}: write its keys below it, indented")); // etcd: "invalid peer-transport-security"
                 }
-                _ => file.unknown.push(key),
+                _ => file.unknown.push(redact_dsn(&key)),
             }
         }
         Ok(file)
@@ -93,7 +95,7 @@ impl EtcdFile {
                 None => Ok(()),
             },
             None => {
-                self.unknown.push(key);
+                self.unknown.push(redact_dsn(&key));
                 Ok(())
             }
         }
@@ -188,10 +190,28 @@ mod tests {
         for empty in ["", "# nothing\n", "---\n"] {
             assert_eq!(read(empty), Ok(EtcdFile::default()), "{empty:?}");
         }
-        assert!(read("name: [\n").unwrap_err().contains("not valid YAML"));
+        assert!(read("name: n\ndata-dir: [\n").unwrap_err().starts_with("is not valid YAML at line "));
         assert!(read("just words").unwrap_err().contains("not valid YAML"));
         assert!(read("name: a\nname: b\n").unwrap_err().contains("not valid YAML"), "a key twice");
         assert!(read("name: {a: b}\n").unwrap_err().contains("name: write one plain value"));
         assert!(read("client-transport-security: yes please\n").unwrap_err().contains("indented"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_told_without_what_it_holds() {
+        for text in [
+            "postgres://u:s3cret@h/d",
+            "name: n\n  database: postgres://u:s3cret@h/d",
+            "database: *s3cret",
+            "database: \"postgres://u:s3cret@h/d",
+            "database: [postgres://u:s3cret@h/d, {a: s3cret}]",
+            "- postgres://u:s3cret@h/d",
+            "s3cret: 1\ns3cret: 2",
+            "name: !s3cret",
+        ] {
+            let said = format!("{:?}", read(text));
+            assert!(!said.contains("s3cret"), "{text}: {said}");
+        }
+        assert_eq!(read("postgres://u:s3cret@h/d: 1").unwrap().unknown, ["postgres://u:***@h/d"]);
     }
 }

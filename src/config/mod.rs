@@ -11,6 +11,7 @@ pub mod etcd_file;
 pub mod options;
 mod pair;
 pub mod raw;
+pub mod redact;
 mod tls;
 pub mod units;
 pub mod url;
@@ -183,8 +184,8 @@ pub struct Logging {
     pub level: String,
     /// `--log-format`.
     pub format: LogFormat,
-    /// `--log-outputs`.
-    pub output: LogOutput,
+    /// `--log-outputs`; at least one.
+    pub outputs: Vec<LogOutput>,
 }
 
 /// A text that is never printed whole: its printed form is redacted.
@@ -207,12 +208,12 @@ impl From<String> for Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&raw::redact_dsn(&self.0))
+        f.write_str(&redact::redact_dsn(&self.0))
     }
 }
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&raw::redact_dsn(&self.0))
+        f.write_str(&redact::redact_dsn(&self.0))
     }
 }

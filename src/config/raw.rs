@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::error::ConfigError;
-use super::options::{self, ALIASES, Kind, OPTIONS, Opt};
+use super::error::{ConfigError, place};
+use super::options::{self, ALIASES, OPTIONS, Opt};
+use super::redact::redact_dsn;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,7 +161,8 @@ impl Raw {
                 return errors.push(ConfigError {
                     origin,
                     key: String::new(),
-                    problem: format!("is not valid TOML: {}", error.to_string().trim_end()),
+                    // The error itself would show the line, and the line may hold a password.
+                    problem: format!("is not valid TOML{}: {}", place(text, error.span()), error.message().replace('\n', ", ")),
                     fix: "write lines such as data-dir = \"/var/lib/duet\"".to_owned(),
                 });
             }
@@ -188,7 +190,7 @@ fn unknown(name: &str, origin: Origin) -> ConfigError {
         Some(near) => format!("did you mean {near}?"),
         None => "duet config check lists every option".to_owned(),
     };
-    ConfigError { origin, key: name.to_owned(), problem: "is not an option".to_owned(), fix }
+    ConfigError { origin, key: redact_dsn(name), problem: "is not an option".to_owned(), fix }
 }
 
 fn text_of(value: &toml::Value) -> Option<String> {
@@ -205,56 +207,10 @@ fn text_of(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// Hides the password in a connection string, in the URL form and in the `key=value` form.
+/// A value as it may be printed; whatever the option: a connection string may have got to the wrong one.
 #[must_use]
-pub fn redact_dsn(dsn: &str) -> String {
-    let mut out = dsn.to_owned();
-    if let Some(authority) = out.find("://").map(|at| at + 3) {
-        // A password may hold any character that its writer forgot to encode, so the last @ of all ends it: rather hide
-        // too much of a strange string than too little.
-        if let Some(at) = out[authority..].rfind('@').map(|at| authority + at)
-            && let Some(colon) = out[authority..at].find(':').map(|colon| authority + colon)
-        {
-            out.replace_range(colon + 1..at, "***");
-        }
-    }
-    let mut from = 0;
-    while let Some(at) = out[from..].find("password").map(|at| from + at) {
-        let value = at + "password".len();
-        let Some(equals) = out[value..].find('=').filter(|n| out[value..value + n].trim().is_empty()) else {
-            from = value;
-            continue;
-        };
-        let start = value + equals + 1;
-        let end = password_end(&out, start);
-        out.replace_range(start..end, "***");
-        from = start + 3;
-    }
-    out
-}
-
-fn password_end(dsn: &str, start: usize) -> usize {
-    let rest = &dsn[start..];
-    let lead = rest.len() - rest.trim_start().len();
-    if let Some(quoted) = rest[lead..].strip_prefix('\'') {
-        let mut escaped = false;
-        for (at, c) in quoted.char_indices() {
-            match c {
-                _ if escaped => escaped = false,
-                '\\' => escaped = true,
-                '\'' => return start + lead + 1 + at + 1,
-                _ => {}
-            }
-        }
-        return dsn.len();
-    }
-    rest[lead..].find([' ', '&']).map_or(dsn.len(), |at| start + lead + at)
-}
-
-/// A value as it may be printed.
-#[must_use]
-pub fn printable(opt: &Opt, setting: &Setting) -> String {
-    if opt.kind == Kind::Dsn { redact_dsn(&setting.value) } else { setting.value.clone() }
+pub fn printable(setting: &Setting) -> String {
+    redact_dsn(&setting.value)
 }
 
 #[cfg(test)]
@@ -311,6 +267,24 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_no_toml_is_told_by_its_place_and_never_shown() {
+        let mut s = sources();
+        for line in [
+            "database = postgres://u:s3cret@h/d",
+            "database = \"postgres://u:s3cret@h/d",
+            "database: postgres://u:s3cret@h/d",
+            "\"postgres://u:s3cret@h/d\" = 1",
+            "\"postgres://u:s3cret@h/d\" = 1\n\"postgres://u:s3cret@h/d\" = 2",
+            "database = [\"postgres://u:s3cret@h/d\", 1]",
+        ] {
+            s.file = Some(("duet.toml".into(), format!("name = \"n\"\n{line}\n")));
+            let text = Raw::layer(&s).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+            assert!(!text.contains("s3cret"), "{line}: {text}");
+            assert!(!text.contains("TOML") || text.contains(" at line "), "{line}: {text}");
+        }
+    }
+
+    #[test]
     fn a_misspelt_environment_variable_is_warned_of() {
         let mut s = sources();
         s.env.insert("DUET_DATADIR".into(), "/x".into());
@@ -326,21 +300,5 @@ mod tests {
         let raw = Raw::layer(&s).unwrap();
         assert_eq!(raw.get("listen-client-urls").value, "http://127.0.0.1:1,unix:///a");
         assert_eq!((raw.get("max-txn-ops").value.as_str(), raw.get("client-cert-auth").value.as_str()), ("256", "true"));
-    }
-
-    #[test]
-    fn no_form_of_a_connection_string_shows_its_password() {
-        for (dsn, shown) in [
-            ("postgres://duet:s3cret@db/duet", "postgres://duet:***@db/duet"),
-            ("postgres://duet:s3c@cret@db/duet", "postgres://duet:***@db/duet"),
-            ("postgres://duet:s3c/cret@db/duet", "postgres://duet:***@db/duet"),
-            ("postgres://duet@db/duet?password=s3cret&x=1", "postgres://duet@db/duet?password=***&x=1"),
-            ("host=db user=duet password=s3cret dbname=d", "host=db user=duet password=*** dbname=d"),
-            ("host=db password = 's3 \\' cret' dbname=d", "host=db password =*** dbname=d"),
-            ("postgres://duet@db/duet", "postgres://duet@db/duet"),
-        ] {
-            assert_eq!(redact_dsn(dsn), shown);
-            assert!(!redact_dsn(dsn).contains("cret"));
-        }
     }
 }

@@ -222,8 +222,39 @@ fn logging(c: &mut Checker) -> Logging {
     Logging {
         level,
         format: if c.one_of("log-format") == "json" { LogFormat::Json } else { LogFormat::Text },
-        output: if c.one_of("log-outputs") == "stdout" { LogOutput::Stdout } else { LogOutput::Stderr },
+        outputs: log_outputs(c),
     }
+}
+
+/// As etcd (`embed/config_logging.go`), but that `default` may stand beside others.
+fn log_outputs(c: &mut Checker) -> Vec<LogOutput> {
+    let (journal, others): (Vec<&str>, Vec<&str>) = c
+        .text("log-outputs")
+        .split(',')
+        .map(str::trim)
+        .filter(|output| !output.is_empty())
+        .partition(|output| matches!(*output, "journal" | "systemd/journal"));
+    let journal = !journal.is_empty();
+    let others = others.join(",");
+    let mut outputs = c.parsed("log-outputs", vec![LogOutput::Stderr], |_| {
+        others.split(',').filter(|output| !output.is_empty()).map(LogOutput::parse).collect::<Result<Vec<_>, _>>()
+    });
+    if journal {
+        c.warn(
+            "--log-outputs: lines for systemd's journal go to standard error, which a systemd unit's journal takes".to_owned(),
+        );
+        outputs.push(LogOutput::Stderr);
+    }
+    if outputs.is_empty() {
+        c.wrong("log-outputs", "names no output", "write stderr, stdout or a file's path, or several separated by commas");
+    }
+    let mut distinct: Vec<LogOutput> = Vec::new();
+    outputs.into_iter().for_each(|output| {
+        if !distinct.contains(&output) {
+            distinct.push(output)
+        }
+    });
+    distinct
 }
 
 fn check_schemes(c: &mut Checker, config: &Config) {
@@ -305,6 +336,21 @@ mod tests {
         assert_eq!(quota("-1"), None);
         assert_eq!(quota("0"), Some(ByteSize(2 << 30)));
         assert_eq!(quota("8GiB"), Some(ByteSize(8 << 30)));
+    }
+
+    #[test]
+    fn log_lines_go_wherever_etcd_would_write_them() {
+        let of = |text: &str| with(&[("log-outputs", text)]).map(|config| (config.logging.outputs, config.warnings.len()));
+        let file = || LogOutput::File("/var/log/etcd.log".into());
+        assert_eq!(of("default"), Ok((vec![LogOutput::Stderr], 0)));
+        assert_eq!(of("stdout, /var/log/etcd.log,stdout"), Ok((vec![LogOutput::Stdout, file()], 0)));
+        assert_eq!(of("stderr,default"), Ok((vec![LogOutput::Stderr], 0)));
+        assert_eq!(of("systemd/journal"), Ok((vec![LogOutput::Stderr], 1)));
+        assert_eq!(of("/var/log/etcd.log,journal"), Ok((vec![file(), LogOutput::Stderr], 1)));
+        for (wrong, why) in [(",", "names no output"), ("stderr,kafka://broker/topic", "is no place for log lines")] {
+            let errors = of(wrong).unwrap_err();
+            assert!(matches!(&errors[..], [error] if error.contains(why)), "{wrong}: {errors:?}");
+        }
     }
 
     #[test]

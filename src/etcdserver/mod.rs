@@ -39,6 +39,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tonic_reflection::pb::{v1, v1alpha};
+use tonic_reflection::server::Builder;
 
 use crate::engine::{self, Engine, Role};
 use crate::proto::FILE_DESCRIPTOR_SET;
@@ -126,8 +128,7 @@ impl EtcdServer {
             .add(ClusterServer::new(self.clone()).max_decoding_message_size(limit))
             .add(MaintenanceServer::new(self.clone()).max_decoding_message_size(limit))
             .add(health::service(self.inner.stop.clone()))
-            .add(reflection().build_v1().expect("the descriptors are built with the program"))
-            .add(reflection().build_v1alpha().expect("the descriptors are built with the program"))
+            .with_reflection()
             .router(self.inner.engine.role(), limit)
             .layer(GrpcMetricsLayer::new(self.inner.metrics.clone()))
     }
@@ -235,6 +236,24 @@ impl Services {
         self
     }
 
+    /// Adds the reflection of what is served here and of nothing else that the descriptors describe, in grpc-go's order.
+    fn with_reflection(self) -> Self {
+        let mut names = self.names.clone();
+        names.extend([v1::server_reflection_server::SERVICE_NAME, v1alpha::server_reflection_server::SERVICE_NAME]);
+        names.sort_unstable();
+        let builder = || {
+            let sets = [
+                FILE_DESCRIPTOR_SET,
+                tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+                tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+            ];
+            let builder = sets.into_iter().fold(Builder::configure(), Builder::register_encoded_file_descriptor_set);
+            names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+        };
+        self.add(builder().build_v1().expect("the descriptors are built with the program"))
+            .add(builder().build_v1alpha().expect("the descriptors are built with the program"))
+    }
+
     fn router(self, role: tokio::sync::watch::Receiver<Role>, message_bytes_max: usize) -> axum::Router {
         self.routes.into_axum_router().layer(gate::GateLayer::new(role, message_bytes_max, self.names))
     }
@@ -243,10 +262,4 @@ impl Services {
 /// Whether the client wants to be refused by a process that knows no leader.
 fn requires_leader(metadata: &tonic::metadata::MetadataMap) -> bool {
     metadata.get(gate::REQUIRE_LEADER).is_some_and(|value| value.as_bytes() == b"true")
-}
-
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }

@@ -88,6 +88,14 @@ impl ClientCertificate {
     }
 }
 
+/// Whether a set of files can be used.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn check(files: &TlsConfig) -> Result<(), TlsError> {
+    read(files).map(drop)
+}
+
 /// The certificates in use; clones share them.
 #[derive(Clone)]
 pub struct Tls(Arc<Shared>);

@@ -30,11 +30,8 @@ impl DiskFault {
         let built =
             Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&shim, Path::new(SOURCE)]).arg("-ldl").status();
         assert!(built.unwrap().success(), "cc can't build {SOURCE}");
-        let script =
-            format!("#!/bin/sh\nLD_PRELOAD={} DISK_FAULT={} exec {} \"$@\"\n", shim.display(), told.display(), real.display());
-        // Written by another process: one that is held open for writing can't be run.
-        let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
-        assert!(Command::new("sh").args(["-c", write]).arg(bin_dir.join("postgres")).arg(script).status().unwrap().success());
+        let run = format!("LD_PRELOAD={} DISK_FAULT={} exec {} \"$@\"", shim.display(), told.display(), real.display());
+        super::script(&bin_dir.join("postgres"), &run);
         let fault = Self { bin_dir, told };
         fault.clear();
         fault

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use duet::supervisor::postgres::{Postgres, PostgresOptions};
 use tempfile::TempDir;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 /// How long a stop in order may take.
 pub const STOP: Duration = Duration::from_secs(30);
@@ -33,6 +33,24 @@ pub fn scratch() -> TempDir {
     dir
 }
 
+/// Makes a program of a shell script. Another process writes it: a file that is open for writing can't be run, and here any process that a
+/// test is just starting may hold it open.
+pub fn script(at: &Path, text: &str) {
+    let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let written = Command::new("sh").args(["-c", write]).arg(at).arg(format!("#!/bin/sh\n{text}\n")).status().unwrap();
+    assert!(written.success(), "can't write {}", at.display());
+}
+
+/// The directory, in `dir`, of a PostgreSQL that only says that it is of `version`.
+pub fn fake_binaries(dir: &Path, version: &str) -> PathBuf {
+    let bin = dir.join("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in ["postgres", "initdb"] {
+        script(&bin.join(program), &format!("echo 'postgres (PostgreSQL) {version}'"));
+    }
+    bin
+}
+
 /// A small server in `dir`.
 pub fn options(dir: &TempDir) -> PostgresOptions {
     PostgresOptions { shared_buffers_bytes: Some(32 << 20), bin_dir: bin_dir(), ..PostgresOptions::new(dir.path().join("data")) }
@@ -43,6 +61,22 @@ pub async fn connect(config: &Config) -> Client {
     let (client, connection) = config.connect(NoTls).await.unwrap();
     tokio::spawn(connection);
     client
+}
+
+/// What PostgreSQL warns of while somebody connects and asks `sql`.
+pub async fn warnings(config: &Config, sql: &str) -> Vec<String> {
+    let (client, mut connection) = config.connect(NoTls).await.unwrap();
+    let asked = async move { client.simple_query(sql).await.unwrap() };
+    let listened = async {
+        let mut warnings = Vec::new();
+        while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notice(notice) = message.unwrap() {
+                warnings.push(notice.message().to_owned());
+            }
+        }
+        warnings
+    };
+    tokio::join!(asked, listened).1
 }
 
 /// A server that this process' tests share; it stops when the last of them has let go of it.

@@ -1,5 +1,5 @@
 //! `proto/` and the error table against what etcd's own generated Go code says (`etcd-facts.txt`, written by
-//! `tests/tools/etcd-facts`): every message, field, number, type, enum value, RPC and error, in both directions.
+//! `tests/tools/etcd-facts`), gRPC's health service with it: every message, field, number, type, enum value, RPC and error, in both directions.
 
 use std::collections::BTreeSet;
 

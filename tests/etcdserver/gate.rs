@@ -72,6 +72,27 @@ async fn the_health_of_an_unknown_service_is_not_known() {
 }
 
 #[tokio::test]
+async fn the_list_of_healths_has_the_whole_server_as_its_only_service() {
+    use duet::proto::health::health_check_response::ServingStatus;
+    use duet::proto::health::health_client::HealthClient;
+    let server = Server::start().await;
+    let mut health = HealthClient::new(server.channel());
+    for (stopped, expected) in [(false, ServingStatus::Serving), (true, ServingStatus::NotServing)] {
+        if stopped {
+            server.stop.cancel();
+        }
+        let listed = health.list(duet::proto::health::HealthListRequest {}).await.unwrap().into_inner().statuses;
+        assert_eq!(
+            listed.into_iter().map(|(name, state)| (name, state.status())).collect::<Vec<_>>(),
+            [(String::new(), expected)]
+        );
+    }
+    let text = server.metrics.render();
+    let counted = r#"grpc_server_handled_total{grpc_code="OK",grpc_method="List",grpc_service="grpc.health.v1.Health",grpc_type="unary"} 2"#;
+    assert!(text.contains(counted), "{text}");
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_refused_in_grpcs_own_words() {
     let server = Server::start().await;
     let ask = async |path: &'static str, body: &'static [u8]| {
@@ -129,23 +150,44 @@ impl tonic::codec::Decoder for RawCodec {
     }
 }
 
+/// What reflection lists, in the old version of its protocol or in the new one, which have the same messages.
+macro_rules! listed {
+    ($server:expr, $version:ident) => {{
+        use tonic_reflection::pb::$version::ServerReflectionRequest;
+        use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
+        use tonic_reflection::pb::$version::server_reflection_request::MessageRequest;
+        use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
+        let ask = async |message_request| {
+            let request = ServerReflectionRequest { message_request: Some(message_request), ..Default::default() };
+            let mut client = ServerReflectionClient::new($server.channel());
+            let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+            answers.message().await.unwrap().unwrap().message_response.unwrap()
+        };
+        let MessageResponse::ListServicesResponse(list) = ask(MessageRequest::ListServices(String::new())).await else {
+            panic!("a list of services")
+        };
+        let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
+        for name in &names {
+            let described = ask(MessageRequest::FileContainingSymbol(name.clone())).await;
+            assert!(matches!(described, MessageResponse::FileDescriptorResponse(_)), "{name}");
+        }
+        names
+    }};
+}
+
 #[tokio::test]
-async fn reflection_lists_the_services() {
-    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+async fn reflection_lists_what_is_served_and_nothing_else() {
     let server = Server::start().await;
-    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
-        message_request: Some(MessageRequest::ListServices(String::new())),
-        ..Default::default()
-    };
-    let mut client = ServerReflectionClient::new(server.channel());
-    let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
-    let Some(MessageResponse::ListServicesResponse(list)) = answers.message().await.unwrap().unwrap().message_response else {
-        panic!("a list of services")
-    };
-    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
-    for service in ["etcdserverpb.KV", "etcdserverpb.Watch", "etcdserverpb.Lease", "grpc.health.v1.Health"] {
-        assert!(names.iter().any(|name| name == service), "{service} in {names:?}");
-    }
+    let served = [
+        "etcdserverpb.Cluster",
+        "etcdserverpb.KV",
+        "etcdserverpb.Lease",
+        "etcdserverpb.Maintenance",
+        "etcdserverpb.Watch",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ];
+    assert_eq!(listed!(server, v1), served);
+    assert_eq!(listed!(server, v1alpha), served);
 }

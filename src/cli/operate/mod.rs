@@ -29,6 +29,7 @@ pub(super) use nodes::Nodes;
 use super::args::{self, Parsed, Takes};
 use super::{Failure, load, node};
 use crate::config::PairConfig;
+use crate::config::redact::redact_dsn;
 use crate::config::units::parse_duration;
 use crate::proto::duetpb::act_request::Action;
 use crate::supervisor::pair::status::NodeStatus;
@@ -152,7 +153,7 @@ pub fn run(name: &str, args: &[String]) -> Result<(), Failure> {
     let mut words = operand.into_iter().chain(rest);
     let operand = words.next().filter(|_| !command.operand.is_empty());
     if let Some(extra) = words.next() {
-        return Err(Failure::usage(format!("\"{extra}\": nothing like that is expected here; {usage}")));
+        return Err(Failure::usage(format!("\"{}\": nothing like that is expected here; {usage}", redact_dsn(&extra))));
     }
     let (own, rest): (Vec<_>, Vec<_>) = flags.into_iter().partition(|(flag, _)| mine(flag).is_some());
     let flags: Vec<String> = rest.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect();

@@ -13,6 +13,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::config::redact::redact_dsn;
+
 const READERS_MAX: usize = 8;
 /// Longer than the server's own limit for a reader's statement, which says more.
 const READ_DEADLINE: Duration = Duration::from_secs(35);
@@ -109,10 +111,7 @@ impl PgOptions {
     /// Without `sslmode`: `verify-full` when there is an `sslrootcert`, else libpq's default, `prefer`.
     pub fn from_dsn(dsn: &str, password: Option<&str>) -> Result<Self, DsnError> {
         let (rest, taken) = take_tls_options(dsn)?;
-        // The parser's error may quote the string, so that it can't be shown whole.
-        let mut config: tokio_postgres::Config = rest
-            .parse()
-            .map_err(|e| DsnError::Syntax(std::error::Error::source(&e).map_or("syntax".to_owned(), |s| s.to_string())))?;
+        let mut config: tokio_postgres::Config = rest.parse().map_err(|error| DsnError::Syntax(reason(dsn, &error)))?;
         if let Some(password) = password {
             config.password(password);
         }
@@ -126,10 +125,20 @@ impl PgOptions {
             Some("verify-full") => Mode::VerifyFull,
             Some(other) => {
                 let expected = "use disable, prefer, require, verify-ca or verify-full";
-                return Err(DsnError::Value { option: "sslmode", value: other.to_owned(), expected });
+                let value = if is_hidden(dsn, other) { "…".to_owned() } else { other.to_owned() };
+                return Err(DsnError::Value { option: "sslmode", value, expected });
             }
         };
         Self::build(config, mode, &taken.files)
+    }
+
+    /// Uses `password` if the connection string has none.
+    #[must_use]
+    pub fn or_password(mut self, password: &[u8]) -> Self {
+        if self.config.get_password().is_none_or(<[u8]>::is_empty) {
+            self.config.password(password);
+        }
+        self
     }
 
     fn build(mut config: tokio_postgres::Config, mode: Mode, files: &Files) -> Result<Self, DsnError> {
@@ -190,25 +199,83 @@ fn take_tls_options(dsn: &str) -> Result<(String, Taken), DsnError> {
         true
     };
     let rest = if dsn.starts_with("postgres://") || dsn.starts_with("postgresql://") {
-        let (base, query) = dsn.split_once('?').unwrap_or((dsn, ""));
-        let mut kept = Vec::new();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = percent_decode(value).ok_or_else(|| DsnError::Syntax(format!("the value of {name} is not UTF-8")))?;
-            if !take(name, value) {
-                kept.push(pair);
-            }
-        }
-        if kept.is_empty() { base.to_owned() } else { format!("{base}?{}", kept.join("&")) }
+        take_from_query(dsn, &mut take)?
     } else {
-        // key=value form; these values hold no spaces or quotes unless a path does, which then needs the URL form.
-        let kept: Vec<&str> = dsn
-            .split_whitespace()
-            .filter(|pair| !pair.split_once('=').is_some_and(|(name, value)| take(name, value.trim_matches('\'').to_owned())))
-            .collect();
-        if taken.mode.is_none() && kept.len() == dsn.split_whitespace().count() { dsn.to_owned() } else { kept.join(" ") }
+        take_from_pairs(dsn, &mut take)
     };
     Ok((rest, taken))
+}
+
+/// From the URL form. What stands before the first @ is user and password, to tokio-postgres too, whatever is in them.
+fn take_from_query(dsn: &str, take: &mut impl FnMut(&str, String) -> bool) -> Result<String, DsnError> {
+    let host = dsn.find('@').unwrap_or(0);
+    let Some(mark) = dsn[host..].find('?').map(|at| host + at) else { return Ok(dsn.to_owned()) };
+    let mut kept = Vec::new();
+    for pair in dsn[mark + 1..].split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode(value).ok_or_else(|| DsnError::Syntax("one of its values is not UTF-8".to_owned()))?;
+        if !take(name, value) {
+            kept.push(pair);
+        }
+    }
+    let base = &dsn[..mark];
+    Ok(if kept.is_empty() { base.to_owned() } else { format!("{base}?{}", kept.join("&")) })
+}
+
+/// From the `key=value` form, as libpq reads it: spaces around the equals sign, values in quotes, backslashes. What isn't taken stays as it
+/// was written, to the last space; so does everything from where the form is broken, for tokio-postgres to say so.
+fn take_from_pairs(dsn: &str, take: &mut impl FnMut(&str, String) -> bool) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut rest = dsn.trim_start();
+    while !rest.is_empty() {
+        let Some((name, value, bytes)) = pair(rest) else {
+            kept.push(rest);
+            break;
+        };
+        if !take(name, value) {
+            kept.push(&rest[..bytes]);
+        }
+        rest = rest[bytes..].trim_start();
+    }
+    kept.join(" ")
+}
+
+/// The first pair of `text`: its name, its value without quotes and backslashes, and how many bytes it takes.
+fn pair(text: &str) -> Option<(&str, String, usize)> {
+    let (name, after) = text.split_once('=')?;
+    let name = name.trim_end();
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return None;
+    }
+    let raw = after.trim_start();
+    let begin = text.len() - raw.len();
+    let (raw, quoted) = raw.strip_prefix('\'').map_or((raw, false), |raw| (raw, true));
+    let mut value = String::new();
+    let mut chars = raw.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => value.extend(chars.next().map(|(_, escaped)| escaped)),
+            '\'' if quoted => return Some((name, value, begin + 1 + at + 1)),
+            c if !quoted && c.is_whitespace() => return Some((name, value, begin + at)),
+            c => value.push(c),
+        }
+    }
+    (!quoted).then_some((name, value, text.len()))
+}
+
+/// Why a string can't be read. tokio-postgres names an option that it doesn't know, which is a part of the password when that was written
+/// without quotes or percent signs, and the character that it found.
+fn reason(dsn: &str, error: &tokio_postgres::Error) -> String {
+    let why = std::error::Error::source(error).map_or("syntax".to_owned(), ToString::to_string);
+    match why.strip_prefix("unknown option `") {
+        Some(option) if is_hidden(dsn, option.trim_end_matches('`')) => "it has an unknown option".to_owned(),
+        _ => why.split(" but got ").next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// Whether `part` of a connection string isn't to be seen.
+fn is_hidden(dsn: &str, part: &str) -> bool {
+    !redact_dsn(dsn).contains(part)
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -342,8 +409,40 @@ mod tests {
         assert_eq!((taken.mode.as_deref(), taken.files.root.as_deref()), (Some("verify-ca"), Some("/ca.pem")));
         let (rest, taken) = take_tls_options("host=a sslmode=require user=u").unwrap();
         assert_eq!((rest.as_str(), taken.mode.as_deref()), ("host=a user=u", Some("require")));
-        let (rest, _) = take_tls_options("host=a password='with  two spaces'").unwrap();
-        assert_eq!(rest, "host=a password='with  two spaces'");
+    }
+
+    #[test]
+    fn what_stands_between_the_tls_options_stays_to_the_last_space() {
+        for (dsn, kept, root) in [
+            ("host=a password='with  two spaces'", "host=a password='with  two spaces'", None),
+            ("sslrootcert=/ca password='a  b' host=a", "password='a  b' host=a", Some("/ca")),
+            (
+                r"host=a sslrootcert = '/my certs/it\'s.pem' password=a\ \ b",
+                r"host=a password=a\ \ b",
+                Some("/my certs/it's.pem"),
+            ),
+            ("password='sslrootcert=/evil  x' host=a", "password='sslrootcert=/evil  x' host=a", None),
+            ("host=a sslrootcert='/ca", "host=a sslrootcert='/ca", None),
+            ("postgres://u:a?b&sslrootcert=c@h/d?sslrootcert=/ca", "postgres://u:a?b&sslrootcert=c@h/d", Some("/ca")),
+        ] {
+            let (rest, taken) = take_tls_options(dsn).unwrap();
+            assert_eq!((rest.as_str(), taken.files.root.as_deref()), (kept, root), "{dsn}");
+        }
+        let options = PgOptions::from_dsn("sslmode=require host=a user=u password='a  b'", None).unwrap();
+        assert_eq!(options.config.get_password(), Some(&b"a  b"[..]));
+    }
+
+    #[test]
+    fn the_first_of_several_passwords_counts() {
+        let password = |dsn: &str, file: Option<&str>, last: &[u8]| {
+            let options = PgOptions::from_dsn(dsn, file).unwrap().or_password(last);
+            String::from_utf8(options.config.get_password().unwrap().to_vec()).unwrap()
+        };
+        assert_eq!(password("postgres://u:dsn@a/db", Some("file"), b"last"), "file");
+        assert_eq!(password("postgres://u:dsn@a/db", None, b"last"), "dsn");
+        assert_eq!(password("host=a user=u password=dsn", None, b"last"), "dsn");
+        assert_eq!(password("postgres://u@a/db", None, b"last"), "last");
+        assert_eq!(password("postgres://u:@a/db", None, b"last"), "last", "as libpq: an empty one is none");
     }
 
     #[test]
@@ -359,7 +458,12 @@ mod tests {
         for (dsn, part) in [
             ("postgres://u:secret@a/db?sslmode=allow", "verify-full"),
             ("postgres://u:secret@a:port/db", "postgres://user@host1"),
-            ("postgres://u:secret@a/db?nonsense=1", "can't be read"),
+            ("postgres://u:secret@a/db?nonsense=1", "unknown option `nonsense`"),
+            ("postgres://u:p@?secret=1@a/db", "an unknown option"),
+            ("postgres://u:x@a/db?secret=%ff&password=secret", "not UTF-8"),
+            ("host=a password=x secret", "can't be read"),
+            ("host=a password='secret", "can't be read"),
+            ("host=a password='x'secret", "can't be read"),
             ("postgres://u:secret@a/db?sslmode=verify-full&sslrootcert=/no/such/file", "/no/such/file"),
         ] {
             let Err(error) = PgOptions::from_dsn(dsn, None) else { panic!("{dsn} was accepted") };

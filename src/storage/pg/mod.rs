@@ -52,11 +52,12 @@ const STEP_DEADLINE: Duration = Duration::from_secs(30);
 const FIRST_GOOD: [(i32, i32); 3] = [(15, 150_013), (16, 160_009), (17, 170_005)];
 
 /// Settings of the writer's session: no limit may end a batch at a moment of its own choosing but the wait for a lock, which
-/// certainly applies nothing; a dead peer is noticed from both ends.
+/// certainly applies nothing; a dead peer is noticed from both ends; no parallel worker, which connects anew and may so warn of the
+/// database in the middle of the session.
 const WRITER_SESSION: &str = "SET application_name = 'duet writer'; SET statement_timeout = 0; SET lock_timeout = '10s'; \
     SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET default_transaction_read_only = off; \
-    SET work_mem = '64MB'; SET enable_sort = off; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; \
-    SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s'; \
+    SET work_mem = '64MB'; SET enable_sort = off; SET max_parallel_workers_per_gather = 0; \
+    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s'; \
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply');";
 
 /// See the module.
@@ -81,9 +82,10 @@ impl PgLog {
         .await?;
         lock(&session.client, wait).await?;
         step("preparing the schema", schema::ensure(&session.client)).await?;
+        session.health.count_warnings();
         let epoch = step("the barrier write", barrier(&session.client, advertise)).await?;
         let meta = step("reading what is stored", meta(&session.client, epoch)).await?;
-        // A warning so far: the barrier may not have reached the standby.
+        // A warning since: the barrier may not have reached the standby.
         session.health.check().map_err(|e| LogError::Unavailable(e.to_string()))?;
         let writer = step("preparing statements", PgWriter::new(session, meta)).await?;
         tracing::info!(epoch, "the writer's session has begun");

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,19 +17,34 @@ use crate::storage::LogError;
 /// How long a new session may take until it can be used.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 
-/// A session that saw something which makes every commit since then uncertain.
+/// Whether a session saw something which makes every commit since then uncertain.
 #[derive(Clone, Default)]
-pub struct Health(Arc<Mutex<Option<LogError>>>);
+pub struct Health(Arc<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    first: Mutex<Option<LogError>>,
+    warnings_count: AtomicBool,
+}
 
 impl Health {
     /// The first thing that went wrong.
     pub fn check(&self) -> Result<(), LogError> {
-        self.0.lock().clone().map_or(Ok(()), Err)
+        self.0.first.lock().clone().map_or(Ok(()), Err)
+    }
+
+    /// From now on a warning makes what is in flight uncertain. What PostgreSQL warned of before is about no commit that counts, but about
+    /// the database, such as its collation's version when somebody connects, or about its making.
+    ///
+    /// All that the server said before its last answer has been looked at when that answer is here, so what comes later is about what is
+    /// sent later.
+    pub fn count_warnings(&self) {
+        self.0.warnings_count.store(true, Ordering::Release);
     }
 
     /// Remembers the first thing that went wrong, and answers with `error`.
     pub fn fail(&self, error: LogError) -> LogError {
-        let mut first = self.0.lock();
+        let mut first = self.0.first.lock();
         if first.is_none() {
             *first = Some(match &error {
                 // What made one batch fail is not what happens to the next ones: those certainly do nothing.
@@ -88,12 +104,17 @@ impl Session {
     }
 }
 
-/// PostgreSQL reports a commit whose wait for the standby was cancelled as a success with a WARNING. So, on the writer's
-/// session, any warning makes what is in flight unknown.
+/// PostgreSQL reports a commit whose wait for the standby was cancelled as a success with a WARNING. So, once a session commits, any
+/// warning makes what is in flight unknown.
 fn notice_seen(health: &Health, notice: &tokio_postgres::error::DbError) {
-    if matches!(notice.parsed_severity(), Some(Severity::Warning) | None) {
+    if !matches!(notice.parsed_severity(), Some(Severity::Warning) | None) {
+        return;
+    }
+    if health.0.warnings_count.load(Ordering::Acquire) {
         tracing::warn!(target: "postgres", "on the writer's session: {}", notice.message());
         health.fail(LogError::Unknown(format!("PostgreSQL warned: {}", notice.message())));
+    } else {
+        tracing::warn!(target: "postgres", "before the writer's session began: {}", notice.message());
     }
 }
 

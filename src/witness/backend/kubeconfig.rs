@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use crate::config::error::yaml_place;
 use crate::net::tls::{Pem, TlsError};
 use crate::witness::backend::ConnectError;
 
@@ -96,8 +97,7 @@ struct User {
 pub fn read(path: &Path, context: Option<&str>) -> Result<Access, ConnectError> {
     let wrong = |problem: String| ConnectError::File { path: path.to_owned(), problem };
     let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    let file: File =
-        serde_saphyr::from_str(&text).map_err(|error| wrong(format!("is no kubeconfig: {}", error.to_string().trim_end())))?;
+    let file: File = serde_saphyr::from_str(&text).map_err(|error| wrong(format!("is no kubeconfig{}", yaml_place(&error))))?;
     let missing = |what: &str, name: &str| wrong(format!("has no {what} \"{name}\""));
     let name = context.map(str::to_owned).or(file.current_context);
     let name = name.ok_or_else(|| wrong("has no current-context; add context=NAME to the URL".to_owned()))?;
@@ -178,6 +178,13 @@ mod tests {
         for (context, problem) in [("runs", "not run"), ("open", "prove who it is"), ("none", "no context \"none\"")] {
             let error = read(&path, Some(context)).err().unwrap().to_string();
             assert!(error.contains(problem), "{context}: {error}");
+        }
+        for wrong in
+            ["users:\n- name: duet\n  user:\n    token: [s3cret]\n", "users: s3cret\n", "users:\n- s3cret\n", "users: \"s3cret\n"]
+        {
+            fs::write(&path, wrong).unwrap();
+            let error = read(&path, None).err().unwrap().to_string();
+            assert!(error.contains("no kubeconfig at line ") && !error.contains("s3cret"), "{wrong}: {error}");
         }
     }
 }

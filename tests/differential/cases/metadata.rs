@@ -40,6 +40,7 @@ pub fn cases() -> Vec<Case> {
         ),
         case("the health service serves", steps![raw("/grpc.health.v1.Health/Check", b"")]),
         case("the health service knows no other services", steps![raw("/grpc.health.v1.Health/Check", b"\x0a\x07nothing")]),
+        case("the health service lists the whole server", steps![raw("/grpc.health.v1.Health/List", b"")]),
         case("a request that isn't protobuf is refused", steps![raw("/etcdserverpb.KV/Range", b"\xff\xff\xff")]),
         case(
             "an empty request is a request with defaults",

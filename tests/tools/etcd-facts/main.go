@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"go.etcd.io/etcd/api/v3/authpb"
@@ -72,6 +73,7 @@ func main() {
 		pb.File_rpc_proto,
 		v3lockpb.File_v3lock_proto,
 		v3electionpb.File_v3election_proto,
+		healthpb.File_grpc_health_v1_health_proto,
 	} {
 		for i := range file.Services().Len() {
 			s := file.Services().Get(i)
