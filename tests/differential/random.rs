@@ -77,8 +77,8 @@ pub async fn run(pair: &mut Pair, seeds: &Seeds, report: &mut Report) -> Result<
         let name = format!("seed {seed}, {steps} steps");
         let case = Case { area: "random", store, ..case(&name, script(seed, steps)) };
         let mut problem = crate::compare_on(pair, &case).await?;
-        if problem.is_some() {
-            let shrunk = shrink::shrink(pair, case.clone()).await?;
+        if let Some(first) = &problem {
+            let shrunk = shrink::shrink(pair, case.clone(), first).await?;
             problem = Some(format!(
                 "  DUET_DIFF_SEEDS={seed}..{} DUET_DIFF_STEPS={steps}, shrunk to {} steps:\n{}",
                 seed + 1,

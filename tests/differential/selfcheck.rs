@@ -84,7 +84,7 @@ async fn shrinking(pair: &mut Pair, report: &mut Report) -> Result<()> {
             *answer = answer.replace("deleted: 1", "deleted: 2");
         }
     });
-    let shrunk = shrink(pair, case("a deletion among puts", script)).await;
+    let shrunk = shrink(pair, case("a deletion among puts", script), "it is planted").await;
     pair.fault = None;
     let left = shrunk?.case.steps;
     let needed = [

@@ -18,12 +18,13 @@ pub struct Shrunk {
     pub difference: String,
 }
 
-/// Shrinks `case`, which differs.
-pub async fn shrink(pair: &mut Pair, case: Case) -> Result<Shrunk> {
+/// Shrinks `case`, which has shown the difference `first`.
+pub async fn shrink(pair: &mut Pair, case: Case, first: &str) -> Result<Shrunk> {
     let mut replays = 0;
     let started = Instant::now();
-    let difference =
-        crate::compare_on(pair, &case).await?.unwrap_or_else(|| "  not again: the difference doesn't show every time".to_owned());
+    let difference = crate::compare_on(pair, &case)
+        .await?
+        .unwrap_or_else(|| format!("  the difference doesn't show every time; the first time:\n{first}"));
     let mut best = Shrunk { case, difference };
     let mut chunk = best.case.steps.len();
     while chunk > 0 {
