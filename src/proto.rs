@@ -25,7 +25,7 @@ pub mod v3lockpb {
 pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
-/// What the nodes of a pair and their witness say to each other.
+/// What Duets say to each other: replicas, the nodes of a pair and their witness.
 pub mod duetpb {
     tonic::include_proto!("duetpb");
 }
