@@ -24,8 +24,10 @@ const PROTOS: [&str; 11] = [
     "v3lockpb/v3lock.proto",
 ];
 
-/// What the nodes of a pair and their witness say to each other: no part of etcd's API, and so not in the reflection's descriptors.
-const DUET_PROTOS: [&str; 4] = ["duetpb/admin.proto", "duetpb/peer.proto", "duetpb/replication.proto", "duetpb/witness.proto"];
+/// What Duets say to each other, replicas, nodes of a pair and their witness: no part of etcd's API, and so not in the reflection's
+/// descriptors.
+const DUET_PROTOS: [&str; 5] =
+    ["duetpb/admin.proto", "duetpb/peer.proto", "duetpb/replica.proto", "duetpb/replication.proto", "duetpb/witness.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

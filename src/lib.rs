@@ -14,6 +14,7 @@
 //! | [`etcdserver`] | the façade: etcd's gRPC services over the engine |
 //! | [`supervisor`] | runs the PostgreSQL of a node's own; `fsm` P: who of a pair leads |
 //! | [`witness`] | the pair's third party: durable registers with compare-and-swap |
+//! | [`replica`] | what the replicas of `duet serve` know of each other, and what they remember |
 //! | [`proto`] | the generated wire types |
 //! | [`check`] | what has to be right for a pair, looked at |
 //! | [`net`] | listeners, TLS and its reload, HTTP beside gRPC, graceful shutdown |
@@ -30,6 +31,7 @@ pub mod lease;
 pub mod mvcc;
 pub mod net;
 pub mod proto;
+pub mod replica;
 pub mod sequencer;
 pub mod storage;
 pub mod supervisor;

@@ -29,7 +29,7 @@ pub mod v3electionpb {
 pub mod health {
     tonic::include_proto!("grpc.health.v1");
 }
-/// What the nodes of a pair and their witness say to each other.
+/// What Duets say to each other: replicas, the nodes of a pair and their witness.
 pub mod duetpb {
     tonic::include_proto!("duetpb");
 }

@@ -39,7 +39,7 @@ impl Log for Waiting {
         })
     }
 
-    fn leader(&self) -> BoxFuture<'_, Result<Option<Vec<String>>, LogError>> {
+    fn leader(&self) -> BoxFuture<'_, Result<Option<duet::storage::Leader>, LogError>> {
         Box::pin(async { Ok(None) })
     }
 

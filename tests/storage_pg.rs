@@ -169,7 +169,7 @@ async fn there_is_one_writer_and_a_replica_that_waits_takes_over_when_it_goes() 
     assert_eq!(log.leader().await.unwrap(), None, "no schema yet");
     let urls = vec!["http://a:2379".to_owned(), "http://b:2379".to_owned()];
     let writer = log.acquire(true, urls.clone()).await.unwrap();
-    assert_eq!(other.leader().await.unwrap(), Some(urls));
+    assert_eq!(other.leader().await.unwrap().map(|leader| leader.urls), Some(urls));
     assert!(matches!(other.acquire(false, vec![]).await, Err(LogError::Deposed(_))));
     let mut waiting = Box::pin(other.acquire(true, vec![]));
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut waiting).await.is_err());

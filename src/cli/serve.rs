@@ -1,11 +1,11 @@
 //! `duet serve`: the engine and the façade over somebody else's PostgreSQL, in any number of replicas.
 //!
 //! PostgreSQL itself says who writes: the engine waits for the writer's lock. Until it has it, requests are forwarded to
-//! the replica that does, whose URLs stand beside the lock.
+//! the replica that does, whose URLs stand beside the lock. The data directory holds no data, only what clients have been shown, so that
+//! a database that has lost some of it is refused after a restart as well.
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -13,18 +13,14 @@ use super::load;
 use super::server::{self, Prepared, StopSignals};
 use super::{Failure, runtime};
 use crate::config::{Config, ExternalDatabase};
-use crate::engine::{Engine, ReadRight, Role};
-use crate::net::proxy::{Answering, Upstream};
+use crate::net::proxy::Answering;
 use crate::net::tls;
+use crate::replica::{self, Examiner, Follow, Instance, Memory, Source, urls};
 use crate::storage::Log;
 use crate::storage::pg::{PgLog, PgOptions};
 
 const USAGE: &str = "duet serve --database postgres://… [flags]";
-/// How often a replica looks who the writer is.
-const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
-/// How long that look may take.
-const FOLLOW_TIMEOUT: Duration = Duration::from_secs(5);
-/// libpq's variable for the password.
+/// libpq's variable for the password; the option's own sources are the file and the connection string.
 const PASSWORD_VARIABLE: &str = "PGPASSWORD";
 
 /// Runs the command.
@@ -74,65 +70,40 @@ fn pg_options(external: &ExternalDatabase) -> Result<PgOptions, Failure> {
 
 async fn replica(config: Config, options: PgOptions) -> Result<(), Failure> {
     let mut signals = StopSignals::new(&config)?;
-    let prepared = Prepared::new(config)?;
-    let advertised = prepared.advertised();
-    if advertised.iter().all(|url| url.contains("://127.") || url.contains("://0.0.0.0") || url.contains("://[::")) {
+    let mut prepared = Prepared::new(config)?;
+    let advertised = prepared.advertised().to_vec();
+    if !advertised.iter().any(|url| urls::leads_elsewhere(url)) {
         tracing::warn!(
             urls = advertised.join(","),
-            "other replicas can't reach this one by its advertised URLs; with several on different machines, set --advertise-client-urls"
+            "other machines can't reach this replica by its advertised URLs; with replicas on several, set --advertise-client-urls"
         );
     }
     let log: Arc<dyn Log> = Arc::new(PgLog::new(options).map_err(|error| Failure::serving(error.to_string()))?);
-    let client_tls = prepared.config().tls.as_ref().map(tls::client_config).transpose()?;
-    let engine = prepared.engine(Arc::clone(&log), ReadRight::Confirm, None);
-    let (sender, answering) = watch::channel(Answering::Nobody);
-    let following = tokio::spawn(follow(engine.clone(), log, client_tls, sender));
-    let outcome = prepared.run(engine, Some(answering), std::future::pending(), &mut signals).await;
-    following.abort();
-    outcome
-}
-
-/// Keeps `answering` true: here while this process is the writer, else wherever the writer is.
-async fn follow(
-    engine: Engine,
-    log: Arc<dyn Log>,
-    client_tls: Option<Arc<rustls::ClientConfig>>,
-    answering: watch::Sender<Answering>,
-) {
-    let mut role = engine.role();
-    let mut leader: Option<Vec<String>> = None;
-    loop {
-        let here = matches!(*role.borrow_and_update(), Role::Active | Role::Recovering);
-        if here {
-            leader = None;
-            answering.send_replace(Answering::Here);
-            if role.changed().await.is_err() {
-                return;
+    let tls = prepared.client_tls()?;
+    let memory = Arc::new(Memory::open(&prepared.config().data_dir));
+    let recall = Examiner::new(Arc::clone(&memory), advertised, tls.clone());
+    let engine = prepared.engine_of_replica(Arc::clone(&log), Arc::new(recall));
+    let instance = Instance::new();
+    prepared.serve_besides(replica::service(engine.clone(), Arc::clone(&memory), instance));
+    let (sender, answers) = watch::channel(Answering::Nobody);
+    let follow = Follow { engine: engine.clone(), log, memory: Arc::clone(&memory), instance, tls, answering: sender };
+    let following = tokio::spawn(follow.run());
+    let remembering = tokio::spawn(replica::keep(Arc::clone(&memory), engine.clone()));
+    let refused = async {
+        match following.await {
+            Ok(Err(why)) => {
+                tracing::error!("{why}");
+                Failure::unusable(why)
             }
-            answering.send_replace(Answering::Nobody);
-            continue;
+            // The engine's end is told by the engine.
+            Ok(Ok(())) | Err(_) => std::future::pending().await,
         }
-        let found = tokio::time::timeout(FOLLOW_TIMEOUT, log.leader()).await;
-        let found = found.ok().and_then(Result::ok).flatten();
-        if found != leader {
-            tracing::info!(writer = found.as_ref().map(|urls| urls.join(",")), "the writer has changed");
-            answering.send_replace(upstream(found.as_deref(), client_tls.as_ref()));
-            leader = found;
-        }
-        tokio::select! {
-            changed = role.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(FOLLOW_INTERVAL) => {}
-        }
+    };
+    let outcome = prepared.run(engine.clone(), Some(answers), refused, &mut signals).await;
+    remembering.abort();
+    if let Some(seen) = engine.seen() {
+        memory.learn(seen, Source::Here);
     }
-}
-
-/// Connections to the first of the writer's URLs that can be used.
-fn upstream(urls: Option<&[String]>, tls: Option<&Arc<rustls::ClientConfig>>) -> Answering {
-    for url in urls.unwrap_or_default() {
-        match Upstream::new(url, tls.cloned()) {
-            Ok(upstream) => return Answering::There(upstream),
-            Err(error) => tracing::warn!(error, "can't forward to the writer's URL"),
-        }
-    }
-    Answering::Nobody
+    memory.save();
+    outcome
 }

@@ -20,7 +20,7 @@ use super::health::ServerHealth;
 use super::peer_port::OnlyCallers;
 use crate::config::{Config, TlsConfig};
 use crate::engine::replication::Leader;
-use crate::engine::{Engine, Options, ReadRight, Role, shown_quota};
+use crate::engine::{Engine, Options, ReadRight, Recall, Role, shown_quota};
 use crate::etcdserver::{self, EtcdServer};
 use crate::mvcc::StoreOptions;
 use crate::net::drain::Drain;
@@ -28,7 +28,7 @@ use crate::net::http::{Health, client_routes, metrics_routes, not_found};
 use crate::net::local::Local;
 use crate::net::proxy::{Answering, ProxyLayer};
 use crate::net::self_signed;
-use crate::net::tls::{self, Tls};
+use crate::net::tls::{self, ClientTls, Tls};
 use crate::net::{Drained, Listeners, ServeOptions, SocketOptions, serve};
 use crate::storage::{BoxFuture, Log};
 use crate::telemetry::metrics::Metrics;
@@ -104,6 +104,8 @@ pub struct Prepared {
     advertised: Vec<String>,
     sockets: Sockets,
     pair: Option<PairSide>,
+    /// Served to clients, too, and never forwarded.
+    besides: Option<axum::Router>,
     systemd: Systemd,
 }
 
@@ -144,12 +146,25 @@ impl Prepared {
             tls = Some(load(files)?);
         }
         let advertised = if config.advertise_client.is_empty() { sockets.client.urls() } else { config.advertise_client.clone() };
-        Ok(Self { config, metrics, tls, advertised, sockets, pair: None, systemd: Systemd::from_environment() })
+        Ok(Self { config, metrics, tls, advertised, sockets, pair: None, besides: None, systemd: Systemd::from_environment() })
     }
 
     /// Serves as a node of a pair.
     pub fn join_pair(&mut self, side: PairSide) {
         self.pair = Some(side);
+    }
+
+    /// Serves `router` to clients, too: never forwarded, whoever the writer is.
+    pub fn serve_besides(&mut self, router: axum::Router) {
+        self.besides = Some(router);
+    }
+
+    /// How to connect to others that have certificates of the same CA; `None` without TLS.
+    ///
+    /// # Errors
+    /// What is wrong with the certificates' files.
+    pub fn client_tls(&self) -> Result<Option<ClientTls>, Failure> {
+        Ok(self.tls.as_ref().map(Tls::client).transpose()?)
     }
 
     /// Where figures go.
@@ -171,14 +186,22 @@ impl Prepared {
     ///
     /// `leader` is the way to another process that is the writer, for one that follows what that publishes.
     pub fn engine(&self, log: Arc<dyn Log>, read_right: ReadRight, leader: Option<Arc<dyn Leader>>) -> Engine {
+        Engine::start(Options { leader, ..self.options(read_right) }, log, self.metrics.clone())
+    }
+
+    /// The engine of a replica over a `log` that others may write to, too; `recall` knows what a log must have in it.
+    pub fn engine_of_replica(&self, log: Arc<dyn Log>, recall: Arc<dyn Recall>) -> Engine {
+        Engine::start(Options { recall: Some(recall), ..self.options(ReadRight::Confirm) }, log, self.metrics.clone())
+    }
+
+    fn options(&self, read_right: ReadRight) -> Options {
         let (config, defaults) = (&self.config, Options::default());
         let quota_bytes = config.limits.quota_backend_bytes.map_or(0, |quota| quota.0);
         self.metrics.server.quota_backend_bytes.set(shown_quota(quota_bytes));
-        let options = Options {
+        Options {
             store: StoreOptions { value_budget: config.value_cache_bytes.as_usize(), ..defaults.store },
             quota_bytes,
             read_right,
-            leader,
             auto_compaction: config.compaction.auto,
             slow_request: config.warning_apply_duration,
             advertise_client_urls: self.advertised.clone(),
@@ -190,8 +213,7 @@ impl Prepared {
                 ..defaults.watch
             },
             ..defaults
-        };
-        Engine::start(options, log, self.metrics.clone())
+        }
     }
 
     /// Serves until a stop signal, until `storage` resolves (storage has failed for good), or until the engine gives up.
@@ -265,6 +287,9 @@ impl Prepared {
             let router = grpc.clone().merge(port.services).fallback(not_found).layer(OnlyCallers(port.callers));
             served.spawn(serve(port.listeners, router, stop.clone(), options));
             tokio::spawn(port.tls.keep_fresh(stop.clone()));
+        }
+        if let Some(besides) = self.besides.clone() {
+            grpc = grpc.merge(besides);
         }
         let health: Arc<dyn Health> = Arc::new(ServerHealth::new(engine.clone(), answering.clone(), self.metrics.clone()));
         let http = client_routes(Arc::clone(&health), self.metrics.clone());

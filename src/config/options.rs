@@ -93,11 +93,11 @@ const fn opt(group: Group, name: &'static str, kind: Kind, default: &'static str
 #[rustfmt::skip]
 pub static OPTIONS: &[Opt] = &[
     opt(Group::Member, "name", Kind::Text, "default", "Human-readable name for this member."),
-    opt(Group::Member, "data-dir", Kind::Path, "", "The data directory. Default: /var/lib/duet/NAME for root, else $XDG_DATA_HOME/duet/NAME (~/.local/share/duet/NAME); under the name etcd, NAME.etcd in the working directory."),
+    opt(Group::Member, "data-dir", Kind::Path, "", "The data directory. Default: /var/lib/duet/NAME for root, else $XDG_DATA_HOME/duet/NAME (~/.local/share/duet/NAME); under the name etcd, NAME.etcd in the working directory. duet serve keeps no data there, only what its clients have been shown (seen/), by which it notices after a restart that the database has lost some of it."),
     opt(Group::Member, "listen-client-urls", Kind::Urls, "http://127.0.0.1:2379", "URLs to listen on for clients: http, https, unix, unixs. Port 0 takes a free one."),
     opt(Group::Member, "listen-client-http-urls", Kind::Urls, "", "URLs to listen on for /health, /metrics and other plain HTTP; when set, these leave --listen-client-urls."),
     opt(Group::Member, "listen-metrics-urls", Kind::Urls, "", "Further URLs to listen on for /metrics and /health."),
-    opt(Group::Member, "advertise-client-urls", Kind::Urls, "", "URLs that MemberList tells clients. Default: the listen URLs."),
+    opt(Group::Member, "advertise-client-urls", Kind::Urls, "", "URLs that MemberList tells clients, and by which the other replicas of duet serve reach this one; they try all of them. Default: the listen URLs."),
     opt(Group::Member, "initial-advertise-peer-urls", Kind::Urls, "http://localhost:2380", "The peer URLs that MemberList shows; nothing listens there."),
     opt(Group::Member, "socket-reuse-port", Kind::Bool, "false", "Set SO_REUSEPORT on listeners."),
     opt(Group::Member, "socket-reuse-address", Kind::Bool, "false", "Listeners set SO_REUSEADDR whatever this says, as etcd's do."),

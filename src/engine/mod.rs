@@ -27,6 +27,7 @@ mod publish;
 mod reads;
 mod recovery;
 pub mod replication;
+mod seen;
 mod writer;
 
 use std::sync::Arc;
@@ -57,6 +58,7 @@ pub use error::Error;
 pub use hash::KvHash;
 pub use leases::{LeaseGranted, LeaseTtl};
 pub use options::{Options, ReadLease, ReadRight};
+pub use seen::{Holds, Recall, Seen};
 
 /// How often the store's size on disk is asked for.
 const DISK_USAGE_INTERVAL: Duration = Duration::from_secs(10);

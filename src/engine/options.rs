@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::AutoCompaction;
 use super::replication::Leader;
+use super::{AutoCompaction, Recall};
 use crate::mvcc::StoreOptions;
 use crate::sequencer::BatchCaps;
 use crate::watch::WatchConfig;
@@ -89,6 +89,8 @@ pub struct Options {
     pub read_right: ReadRight,
     /// The way to the writer while another process is it, to follow what it publishes.
     pub leader: Option<Arc<dyn Leader>>,
+    /// Who remembers what clients were shown when this process doesn't.
+    pub recall: Option<Arc<dyn Recall>>,
     /// The client URLs stored for replicas that proxy to this process.
     pub advertise_client_urls: Vec<String>,
     /// Seconds granted at least to every lease (etcd: one and a half election timeouts, rounded up).
@@ -116,6 +118,7 @@ impl Default for Options {
             quota_bytes: 2 << 30,
             read_right: ReadRight::Confirm,
             leader: None,
+            recall: None,
             advertise_client_urls: Vec::new(),
             lease_ttl_min: 2,
             auto_compaction: AutoCompaction::Off,

@@ -21,7 +21,7 @@ pub(super) async fn overtaken(shared: &Shared) {
         let overtaken = match shared.options.read_right {
             // Its own URLs: the session that was lost hasn't let go of the lock yet.
             ReadRight::Confirm => {
-                matches!(shared.log.leader().await, Ok(Some(urls)) if urls != shared.options.advertise_client_urls)
+                matches!(shared.log.leader().await, Ok(Some(leader)) if leader.urls != shared.options.advertise_client_urls)
             }
             ReadRight::Exclusive | ReadRight::Lease(_) => !shared.log.may_write(),
         };

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::publish::publish;
+use super::seen::{Seen, Sought};
 use super::{Shared, replication};
 use crate::mvcc::{ReadView, Store, digest};
 use crate::storage::{AlarmRow, Batch, LogError, LogRow, Meta, Writer};
@@ -13,10 +14,18 @@ use std::sync::atomic::Ordering;
 /// Brings the published state up to what storage has.
 ///
 /// # Errors
-/// `Unusable` when storage isn't the store that this process served before, or has lost what was published.
+/// `Unusable` when storage isn't the store that this process served before, or has lost what was published, here or, as far as
+/// somebody remembers, elsewhere.
 pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<(), LogError> {
     let begun = Instant::now();
     let meta = writer.meta().clone();
+    let seen = match &shared.options.recall {
+        Some(recall) => {
+            let examined = recall.examine(meta.cluster_id, last_revision(&meta), shared.seen(), meta.wrote_before.clone());
+            examined.await.map_err(LogError::Unusable)?
+        }
+        None => None,
+    };
     check_identity(shared, &meta)?;
     let (published, compacted) = {
         let store = shared.store.read();
@@ -29,7 +38,7 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
     let tail = if first || lost || meta.compacted > published {
         None
     } else {
-        recover_tail(shared, writer, &meta, published, compacted).await?
+        recover_tail(shared, writer, &meta, (published, compacted), seen).await?
     };
     let rows = match tail {
         Some(rows) => rows,
@@ -37,9 +46,9 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
             // Others may have the numbers of the revisions that were lost.
             let lost = lost || !first && meta.compacted <= published;
             if lost && !shared.options.read_right.may_lose_published() {
-                return Err(nothing_may_be_lost(&meta, published));
+                return Err(nothing_may_be_lost(shared, &meta, published, seen));
             }
-            recover_all(shared, writer, &meta, lost).await?
+            recover_all(shared, writer, &meta, seen, lost).await?
         }
     };
     if shared.leases_stale.swap(false, Ordering::Relaxed) {
@@ -72,7 +81,10 @@ fn last_revision(meta: &Meta) -> Revision {
     meta.last_revision.unwrap_or(1).max(meta.compacted).max(1)
 }
 
-fn nothing_may_be_lost(meta: &Meta, published: Revision) -> LogError {
+fn nothing_may_be_lost(shared: &Shared, meta: &Meta, published: Revision, seen: Option<Seen>) -> LogError {
+    if let (Some(recall), Some(seen)) = (&shared.options.recall, seen) {
+        return LogError::Unusable(recall.differs(seen));
+    }
     let last = last_revision(meta);
     LogError::Unusable(format!(
         "the database has lost committed revisions: it ends at revision {last}, but revision {published} had been committed and \
@@ -82,14 +94,24 @@ fn nothing_may_be_lost(meta: &Meta, published: Revision) -> LogError {
     ))
 }
 
-/// Builds the store anew from every row; if something was `lost`, in the place of what clients have seen.
-async fn recover_all(shared: &Shared, writer: &mut dyn Writer, meta: &Meta, lost: bool) -> Result<usize, LogError> {
+/// Builds the store anew from every row, among which `seen` must be; if something was `lost`, in the place of what clients have seen.
+async fn recover_all(
+    shared: &Shared,
+    writer: &mut dyn Writer,
+    meta: &Meta,
+    seen: Option<Seen>,
+    lost: bool,
+) -> Result<usize, LogError> {
     let mut store = Store::new(shared.options.store);
+    let mut sought = Sought::new(seen, meta.compacted);
     let mut hole = None;
     let mut count = 0;
     writer
         .recover(0, &mut |rows: Vec<LogRow>| {
             count += rows.len();
+            if let Some(sought) = &mut sought {
+                sought.pass(&rows);
+            }
             if hole.is_none() {
                 hole = store.restore(&rows, meta.compacted).err();
             }
@@ -100,6 +122,9 @@ async fn recover_all(shared: &Shared, writer: &mut dyn Writer, meta: &Meta, lost
             "the log in the database has a hole at revision {revision}: rows were removed by something other than Duet. Restore the \
              table duet.log from a backup."
         )));
+    }
+    if let (Some(recall), Some(missing)) = (&shared.options.recall, sought.filter(|sought| !sought.is_found())) {
+        return Err(LogError::Unusable(recall.differs(missing.seen)));
     }
     store.finish_restore(meta.compacted, 1);
     if lost {
@@ -133,17 +158,19 @@ fn restore_leases(shared: &Shared, meta: &Meta) {
 }
 
 /// Publishes what storage has beyond the published revision, as if it had just been committed; how many rows. `None`, with nothing
-/// published, when storage has other rows under that revision.
+/// published, when storage has other rows under that revision, or under the one that was `seen`.
 async fn recover_tail(
     shared: &Shared,
     writer: &mut dyn Writer,
     meta: &Meta,
-    published: Revision,
-    compacted: Revision,
+    (published, compacted): (Revision, Revision),
+    seen: Option<Seen>,
 ) -> Result<Option<usize>, LogError> {
     let known = shared.store.read().digest().filter(|_| published > meta.compacted);
     let after = if known.is_some() { published - 1 } else { published };
-    let mut tail = Tail { shared, known: known.map(|digest| (published, digest)), differs: false, rows: 0 };
+    let known = known.map(|digest| (published, digest));
+    let sought = Sought::new(seen.filter(|seen| seen.revision > published), meta.compacted);
+    let mut tail = Tail { shared, known, sought, waiting: Vec::new(), differs: false, rows: 0 };
     // First the leases: the rows may attach keys to new ones.
     shared.lessor.lock().reconcile(&meta.leases, shared.clock.now());
     let mut carried: Vec<LogRow> = Vec::new();
@@ -157,7 +184,7 @@ async fn recover_tail(
         })
         .await?;
     tail.take(carried);
-    if tail.differs || tail.known.is_some() {
+    if tail.differs || tail.known.is_some() || tail.sought.is_some() {
         return Ok(None);
     }
     if meta.compacted > compacted {
@@ -171,6 +198,9 @@ struct Tail<'a> {
     shared: &'a Shared,
     /// The published revision and its digest, which the first rows must have.
     known: Option<(Revision, u32)>,
+    /// A later revision that clients have been shown elsewhere; until it has passed by, what comes waits.
+    sought: Option<Sought>,
+    waiting: Vec<Vec<LogRow>>,
     differs: bool,
     /// How many were published.
     rows: usize,
@@ -179,14 +209,21 @@ struct Tail<'a> {
 impl Tail<'_> {
     /// Takes in whole revisions.
     fn take(&mut self, mut rows: Vec<LogRow>) {
-        if self.differs || rows.is_empty() {
-            return;
-        }
+        let Some(last) = rows.last().map(|row| row.rev.main).filter(|_| !self.differs) else { return };
         if let Some((revision, known)) = self.known.take() {
             let stored: Vec<LogRow> = rows.drain(..rows.partition_point(|row| row.rev.main <= revision)).collect();
             self.differs = digest(&stored) != Some(known);
         }
-        if !self.differs {
+        if let Some(sought) = &mut self.sought {
+            sought.pass(&rows);
+            self.differs |= last >= sought.seen.revision && !sought.is_found();
+        }
+        self.waiting.push(rows);
+        if self.differs || self.sought.as_ref().is_some_and(|sought| last < sought.seen.revision) {
+            return;
+        }
+        self.sought = None;
+        for rows in self.waiting.drain(..).filter(|rows| !rows.is_empty()) {
             self.rows += rows.len();
             publish(self.shared, &Batch { rows, ..Batch::default() });
         }

@@ -35,6 +35,7 @@ use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
 use super::local::{Local, Way, look};
+use super::tls::ClientTls;
 use crate::telemetry::metrics::Metrics;
 
 /// clientv3's own words for "not sent"; it retries every request after them.
@@ -67,6 +68,14 @@ impl Upstream {
     /// # Errors
     /// `url` is no URL, or needs TLS and there is none.
     pub fn new(url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<Self, String> {
+        Self::fresh(url, tls.map(ClientTls::from))
+    }
+
+    /// The same; each connection is made with the certificates that are in use then.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn fresh(url: &str, tls: Option<ClientTls>) -> Result<Self, String> {
         let address = Address::parse(url, tls)?;
         let endpoint = Endpoint::from_shared(address.origin())
             .map_err(|error| format!("{url}: {error}"))?
@@ -108,16 +117,17 @@ impl Upstream {
 /// Where a server is, and how to speak to it.
 #[derive(Clone)]
 pub(crate) enum Address {
-    Tcp { authority: String, tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)> },
-    Unix { path: String, tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)> },
+    Tcp { authority: String, tls: Option<(ServerName<'static>, ClientTls)> },
+    Unix { path: String, tls: Option<(ServerName<'static>, ClientTls)> },
 }
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Address {
-    pub(crate) fn parse(url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<Self, String> {
+    pub(crate) fn parse(url: &str, tls: Option<ClientTls>) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| format!("{url} is no URL"))?;
+        let rest = if scheme.starts_with("http") { rest.trim_end_matches('/') } else { rest };
         let secured = |host: &str| -> Result<_, String> {
             let config =
                 tls.clone().ok_or_else(|| format!("{url} needs TLS: name certificates with --cert-file and --key-file"))?;
@@ -156,12 +166,12 @@ impl Address {
 
 async fn secure(
     stream: impl Stream + 'static,
-    tls: Option<&(ServerName<'static>, Arc<rustls::ClientConfig>)>,
+    tls: Option<&(ServerName<'static>, ClientTls)>,
 ) -> std::io::Result<Box<dyn Stream>> {
     match tls {
         None => Ok(Box::new(stream)),
         Some((name, config)) => {
-            let stream = TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await?;
+            let stream = TlsConnector::from(config.current()).connect(name.clone(), stream).await?;
             Ok(Box::new(stream))
         }
     }

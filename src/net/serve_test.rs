@@ -135,6 +135,15 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
+    /// A certificate that a server and a client may have.
+    pub(super) fn write_for_both(&self, dir: &Path) {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let (cert, key) = self.finish(params);
+        fs::write(dir.join("cert.pem"), cert).unwrap();
+        fs::write(dir.join("key.pem"), key).unwrap();
+    }
+
     pub(super) fn write_server(&self, dir: &Path, name: &str) {
         let (cert, key) = self.sign(name, ExtendedKeyUsagePurpose::ServerAuth);
         fs::write(dir.join("cert.pem"), cert).unwrap();

@@ -1,4 +1,4 @@
-//! Server certificates and client certificates, read again while serving.
+//! Server certificates and client certificates, read again while serving, for listeners and for connections to other replicas.
 //!
 //! Invariants: a set of files is used as a whole or not at all, so a half-finished rotation leaves the old set in use;
 //! connections that stand are never touched. The order of checks and the meaning of the options are those of etcd's
@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +103,28 @@ pub struct Tls(Arc<Shared>);
 struct Shared {
     files: TlsConfig,
     current: ArcSwap<ServerConfig>,
+    /// Of the same files, once somebody has asked for it.
+    client: OnceLock<ClientTls>,
     metrics: Metrics,
+}
+
+/// How this process speaks TLS to others at the moment; clones share it.
+#[derive(Clone, Debug)]
+pub struct ClientTls(Arc<ArcSwap<ClientConfig>>);
+
+impl ClientTls {
+    /// What the next handshake uses.
+    #[must_use]
+    pub fn current(&self) -> Arc<ClientConfig> {
+        self.0.load_full()
+    }
+}
+
+impl From<Arc<ClientConfig>> for ClientTls {
+    /// One that stays as it is.
+    fn from(config: Arc<ClientConfig>) -> Self {
+        Self(Arc::new(ArcSwap::from(config)))
+    }
 }
 
 impl std::fmt::Debug for Tls {
@@ -119,7 +140,7 @@ impl Tls {
     /// What is wrong with them.
     pub fn load(files: TlsConfig, metrics: Metrics) -> Result<Self, TlsError> {
         let config = read(&files)?;
-        Ok(Self(Arc::new(Shared { files, current: ArcSwap::from(config), metrics })))
+        Ok(Self(Arc::new(Shared { files, current: ArcSwap::from(config), client: OnceLock::new(), metrics })))
     }
 
     /// What the next handshake uses.
@@ -128,14 +149,35 @@ impl Tls {
         self.0.current.load_full()
     }
 
+    /// How to connect to others that have certificates of the same CA, as [`client_config`] says; read again together with what
+    /// listeners use.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn client(&self) -> Result<ClientTls, TlsError> {
+        if let Some(client) = self.0.client.get() {
+            return Ok(client.clone());
+        }
+        let client = ClientTls::from(client_config(&self.0.files)?);
+        Ok(self.0.client.get_or_init(|| client).clone())
+    }
+
+    fn read_again(&self) -> Result<(Arc<ServerConfig>, Option<Arc<ClientConfig>>), TlsError> {
+        let files = &self.0.files;
+        Ok((read(files)?, self.0.client.get().map(|_| client_config(files)).transpose()?))
+    }
+
     /// Reads the files again and uses them if they are good.
     ///
     /// # Errors
     /// What is wrong with the new files; the old certificates stay in use.
     pub fn reload(&self) -> Result<(), TlsError> {
-        match read(&self.0.files) {
-            Ok(config) => {
+        match self.read_again() {
+            Ok((config, client)) => {
                 self.0.current.store(config);
+                if let (Some(used), Some(client)) = (self.0.client.get(), client) {
+                    used.0.store(client);
+                }
                 self.0.metrics.net.tls_reloads_total.inc();
                 Ok(())
             }
@@ -246,7 +288,7 @@ fn provider(files: &TlsConfig) -> CryptoProvider {
 ///
 /// # Errors
 /// What is wrong with the files.
-pub fn client_config(files: &TlsConfig) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+pub fn client_config(files: &TlsConfig) -> Result<Arc<ClientConfig>, TlsError> {
     let ca = files.trusted_ca_file.as_deref().map(Pem::read).transpose()?;
     let client = (Pem::read(&files.cert_file)?, Pem::read(&files.key_file)?);
     client_config_of(ca.as_ref(), Some((&client.0, &client.1)), &[b"h2"]).map(Arc::new)
@@ -256,18 +298,14 @@ pub fn client_config(files: &TlsConfig) -> Result<Arc<rustls::ClientConfig>, Tls
 ///
 /// # Errors
 /// What is wrong with any of them.
-pub fn client_config_of(
-    ca: Option<&Pem>,
-    client: Option<(&Pem, &Pem)>,
-    protocols: &[&[u8]],
-) -> Result<rustls::ClientConfig, TlsError> {
+pub fn client_config_of(ca: Option<&Pem>, client: Option<(&Pem, &Pem)>, protocols: &[&[u8]]) -> Result<ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(ca) => roots.add_parsable_certificates(ca.certificates()?),
         None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.expect("the provider knows TLS 1.2 and 1.3").with_root_certificates(roots);
     let mut config = match client {
         Some((certificate, key)) => {

@@ -172,3 +172,33 @@ async fn only_the_wanted_cipher_suites_and_versions_are_offered() {
     assert!(!is_served(&only(wanted, &[new]), server.address()).await, "--tls-max-version TLS1.2");
     server.stopped().await;
 }
+
+#[tokio::test]
+async fn connections_to_others_are_made_with_the_certificates_that_are_in_use_then() {
+    let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::unshared());
+    let ca = dir.path().join("ca.pem");
+    let files = TlsConfig { trusted_ca_file: Some(ca.clone()), client_cert_auth: true, ..tls_files(dir.path()) };
+    let certify = |authority: &Authority| {
+        authority.write_for_both(dir.path());
+        fs::write(&ca, authority.pem()).unwrap();
+    };
+    let (first, second) = (Authority::new(), Authority::new());
+    certify(&first);
+    // Another replica, which has the new certificates a moment earlier.
+    let others = Tls::load(files.clone(), metrics.clone()).unwrap();
+    let server = start("https://127.0.0.1:0", hello(), Some(others.clone()), metrics.clone(), PATIENCE);
+    let own = Tls::load(files, metrics).unwrap();
+    let client = own.client().unwrap();
+    let served = async || is_served(&TlsConnector::from(client.current()), server.address()).await;
+    assert!(served().await);
+    certify(&second);
+    others.reload().unwrap();
+    assert!(!served().await, "they don't know each other");
+    own.reload().unwrap();
+    assert!(served().await);
+
+    fs::write(&ca, "").unwrap();
+    assert!(own.reload().is_err());
+    assert!(served().await, "half a set of files is not used");
+    server.stopped().await;
+}

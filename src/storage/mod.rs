@@ -119,6 +119,8 @@ pub struct Meta {
     pub alarms: Vec<AlarmRow>,
     /// The lessor's clock as last stored.
     pub lessor_clock: Millis,
+    /// The client URLs of the writer before this session, as it stored them; empty when there was none.
+    pub wrote_before: Vec<String>,
 }
 
 /// Why storage didn't do what it was asked.
@@ -144,6 +146,15 @@ pub enum LogError {
     Unusable(String),
 }
 
+/// Whoever writes at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// The store's.
+    pub cluster_id: u64,
+    /// The client URLs under which the writer is reached, as it has stored them.
+    pub urls: Vec<String>,
+}
+
 /// A store that many may read and one may write.
 pub trait Log: Send + Sync {
     /// Opens a session as the one writer: fences whoever wrote before, makes everything that it may have committed visible and
@@ -153,8 +164,8 @@ pub trait Log: Send + Sync {
     /// `advertise` is stored for the replicas: the client URLs under which the writer is reached.
     fn acquire(&self, wait: bool, advertise: Vec<String>) -> BoxFuture<'_, Result<Box<dyn Writer>, LogError>>;
 
-    /// The present writer's client URLs, for a replica that proxies to it; `None` when there is none.
-    fn leader(&self) -> BoxFuture<'_, Result<Option<Vec<String>>, LogError>>;
+    /// The present writer, for a replica that proxies to it; `None` when there is none.
+    fn leader(&self) -> BoxFuture<'_, Result<Option<Leader>, LogError>>;
 
     /// Whether this process could become the writer as things are. If not, requests don't wait for it.
     fn may_write(&self) -> bool {

@@ -21,6 +21,8 @@ pub struct Process {
     pub child: Child,
     lines: mpsc::Receiver<String>,
     seen: Vec<String>,
+    /// Removed when the test ends.
+    own_dir: Option<TempDir>,
 }
 
 impl Process {
@@ -41,7 +43,7 @@ impl Process {
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, lines, seen: Vec::new() }
+        Self { child, lines, seen: Vec::new(), own_dir: None }
     }
 
     /// Waits for a line that contains `text`, and returns it.
@@ -131,9 +133,20 @@ pub fn dev(dir: &TempDir, more: &str) -> Process {
     Process::start(&duet(), &args(&line))
 }
 
-/// `duet serve` on a free port, over the database at `dsn`.
+/// `duet serve` on a free port, over the database at `dsn`, with a data directory of its own.
 pub fn serve(dsn: &str) -> Process {
-    let mut args = args("serve --listen-client-urls http://127.0.0.1:0 --database");
-    args.push(dsn.to_owned());
+    let dir = super::scratch();
+    let mut process = serve_with(dsn, dir.path(), "--listen-client-urls http://127.0.0.1:0");
+    process.own_dir = Some(dir);
+    process
+}
+
+/// `duet serve` over the database at `dsn`, with its data directory and what else its command line says.
+pub fn serve_with(dsn: &str, data_dir: &Path, line: &str) -> Process {
+    let mut args = args(line);
+    args.insert(0, "serve".to_owned());
+    for (option, value) in [("--database", dsn), ("--data-dir", &data_dir.to_string_lossy())] {
+        args.extend([option.to_owned(), value.to_owned()]);
+    }
     Process::start(&duet(), &args)
 }

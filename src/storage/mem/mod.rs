@@ -7,7 +7,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{AlarmRow, Batch, BoxFuture, DiskUsage, LeaseRow, Log, LogError, LogRow, Meta, Reader, RowsPage, Snapshot, Writer};
+use super::{
+    AlarmRow, Batch, BoxFuture, DiskUsage, Leader, LeaseRow, Log, LogError, LogRow, Meta, Reader, RowsPage, Snapshot, Writer,
+};
 use crate::types::{Epoch, LeaseId, Millis, Rev, Revision};
 
 /// Rows per chunk of a recovery: small, so that tests see chunk boundaries.
@@ -130,7 +132,7 @@ impl Log for MemLog {
         Box::pin(async move {
             let mut state = self.state.lock();
             state.epoch += 1;
-            state.advertise = advertise;
+            let wrote_before = std::mem::replace(&mut state.advertise, advertise);
             let meta = Meta {
                 cluster_id: state.cluster_id,
                 member_id: 0xAA,
@@ -140,14 +142,18 @@ impl Log for MemLog {
                 leases: state.leases.values().copied().collect(),
                 alarms: state.alarms.iter().copied().collect(),
                 lessor_clock: state.lessor_clock,
+                wrote_before,
             };
             let writer = MemWriter { log: self.clone(), meta, broken: Arc::default() };
             Ok(Box::new(writer) as Box<dyn Writer>)
         })
     }
 
-    fn leader(&self) -> BoxFuture<'_, Result<Option<Vec<String>>, LogError>> {
-        Box::pin(async { Ok(Some(self.state.lock().advertise.clone())) })
+    fn leader(&self) -> BoxFuture<'_, Result<Option<Leader>, LogError>> {
+        Box::pin(async {
+            let state = self.state.lock();
+            Ok(Some(Leader { cluster_id: state.cluster_id, urls: state.advertise.clone() }))
+        })
     }
 
     fn reader(&self) -> Arc<dyn Reader> {

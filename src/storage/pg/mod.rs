@@ -37,7 +37,7 @@ use self::reader::PgReader;
 pub use self::session::text;
 use self::session::{Session, unavailable};
 use self::writer::PgWriter;
-use super::{AlarmRow, BoxFuture, LeaseRow, Log, LogError, Meta, Reader, Writer};
+use super::{AlarmRow, BoxFuture, Leader, LeaseRow, Log, LogError, Meta, Reader, Writer};
 use crate::types::Epoch;
 
 /// The advisory lock of the one writer ("duet" in ASCII, then 1).
@@ -83,8 +83,8 @@ impl PgLog {
         lock(&session.client, wait).await?;
         step("preparing the schema", schema::ensure(&session.client)).await?;
         session.health.count_warnings();
-        let epoch = step("the barrier write", barrier(&session.client, advertise)).await?;
-        let meta = step("reading what is stored", meta(&session.client, epoch)).await?;
+        let (epoch, wrote_before) = step("the barrier write", barrier(&session.client, advertise)).await?;
+        let meta = Meta { wrote_before, ..step("reading what is stored", meta(&session.client, epoch)).await? };
         // A warning since: the barrier may not have reached the standby.
         session.health.check().map_err(|e| LogError::Unavailable(e.to_string()))?;
         let writer = step("preparing statements", PgWriter::new(session, meta)).await?;
@@ -98,7 +98,7 @@ impl Log for PgLog {
         Box::pin(self.acquire_session(wait, advertise))
     }
 
-    fn leader(&self) -> BoxFuture<'_, Result<Option<Vec<String>>, LogError>> {
+    fn leader(&self) -> BoxFuture<'_, Result<Option<Leader>, LogError>> {
         Box::pin(self.reader.leader())
     }
 
@@ -148,12 +148,13 @@ async fn lock(client: &Client, wait: bool) -> Result<(), LogError> {
     }
 }
 
-/// Raises the epoch. The commit waits, as every commit of this session, for the disk and the standby, and so for everything
-/// that any session before it committed.
-async fn barrier(client: &Client, advertise: Vec<String>) -> Result<Epoch, LogError> {
-    let sql = "UPDATE duet.meta SET epoch = epoch + 1, advertise = $1 RETURNING epoch";
+/// Raises the epoch; it, and the URLs of whoever wrote before. The commit waits, as every commit of this session, for the disk and the
+/// standby, and so for everything that any session before it committed.
+async fn barrier(client: &Client, advertise: Vec<String>) -> Result<(Epoch, Vec<String>), LogError> {
+    let sql = "WITH before AS (SELECT advertise FROM duet.meta) \
+        UPDATE duet.meta SET epoch = epoch + 1, advertise = $1 RETURNING epoch, (SELECT advertise FROM before)";
     let row = client.query_one(sql, &[&advertise]).await.map_err(unavailable)?;
-    Ok(row.get(0))
+    Ok((row.get(0), row.get(1)))
 }
 
 async fn meta(client: &Client, epoch: Epoch) -> Result<Meta, LogError> {
@@ -176,5 +177,6 @@ async fn meta(client: &Client, epoch: Epoch) -> Result<Meta, LogError> {
             .collect(),
         alarms: alarms.iter().map(|a| AlarmRow { member_id: a.get::<_, i64>(0).cast_unsigned(), alarm: a.get(1) }).collect(),
         lessor_clock: row.get::<_, i64>(4).cast_unsigned(),
+        wrote_before: Vec::new(),
     })
 }

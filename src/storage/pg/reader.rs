@@ -11,7 +11,7 @@ use super::pages::{PgSnapshot, page};
 use super::params::Array;
 use super::session::{Session, text, unavailable};
 use super::{PgOptions, compact};
-use crate::storage::{BoxFuture, DiskUsage, LogError, Reader, RowsPage, Snapshot};
+use crate::storage::{BoxFuture, DiskUsage, Leader, LogError, Reader, RowsPage, Snapshot};
 use crate::types::{Epoch, Rev, Revision};
 
 /// How long a read waits for a free session, and for a new one.
@@ -75,10 +75,10 @@ impl PgReader {
         within(self.options.read_deadline, answer).await
     }
 
-    /// The present writer's client URLs; None when no session holds the writer's lock.
-    pub async fn leader(&self) -> Result<Option<Vec<String>>, LogError> {
+    /// The present writer; None when no session holds the writer's lock.
+    pub async fn leader(&self) -> Result<Option<Leader>, LogError> {
         let client = self.client().await?;
-        let sql = "SELECT advertise FROM duet.meta WHERE EXISTS (SELECT FROM pg_locks l, pg_database d \
+        let sql = "SELECT advertise, cluster_id FROM duet.meta WHERE EXISTS (SELECT FROM pg_locks l, pg_database d \
             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database() AND d.oid = l.database \
             AND l.classid::bigint << 32 | l.objid::bigint = $1)";
         let found = async {
@@ -86,7 +86,7 @@ impl PgReader {
             client.query_opt(&statement, &[&super::WRITER_LOCK]).await
         };
         match self.answered(async { Ok(found.await) }).await? {
-            Ok(row) => Ok(row.map(|row| row.get(0))),
+            Ok(row) => Ok(row.map(|row| Leader { urls: row.get(0), cluster_id: row.get::<_, i64>(1).cast_unsigned() })),
             // No schema: nobody ever wrote.
             Err(e) if [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].iter().any(|s| e.code() == Some(s)) => Ok(None),
             Err(e) => Err(unavailable(e)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::gate::Gate;
-use crate::storage::{Batch, BoxFuture, Log, LogError, LogRow, Meta, Reader, Writer};
+use crate::storage::{Batch, BoxFuture, Leader, Log, LogError, LogRow, Meta, Reader, Writer};
 use crate::types::Revision;
 
 /// See the module.
@@ -76,7 +76,7 @@ impl Log for GatedLog {
     }
 
     /// The peer is told by heartbeats who leads, not by the database.
-    fn leader(&self) -> BoxFuture<'_, Result<Option<Vec<String>>, LogError>> {
+    fn leader(&self) -> BoxFuture<'_, Result<Option<Leader>, LogError>> {
         Box::pin(std::future::ready(Ok(None)))
     }
 

@@ -9,6 +9,7 @@
 //! | `postgres.lock` | locked by every process of a running PostgreSQL (they inherit it): free = all are gone |
 //! | `postgres.user.conf` | optional, a person's own PostgreSQL settings |
 //! | `fixtures/` | the certificate that `--auto-tls` made |
+//! | `seen/` | what clients of a `duet serve` with the same data directory were shown |
 //! | `socket/` | PostgreSQL's socket, unless the path is too long for one |
 //!
 //! Invariant: the two locks belong to open files, so that the kernel frees them however the processes end.
@@ -37,6 +38,8 @@ const IDENTITY_SCRATCH: &str = "duet.identity.tmp";
 const LOCK: &str = "duet.lock";
 /// Where `--auto-tls` keeps its certificate, which may be made before anything else.
 const AUTO_TLS: &str = "fixtures";
+/// Where `duet serve` keeps what its clients were shown; the two may have the same default directory.
+const SEEN: &str = "seen";
 /// sockaddr_un's path has 108 bytes, the last of them 0.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Where a process finds its own open files by number.
@@ -241,7 +244,7 @@ fn refuse_foreign(root: &Path) -> Result<(), StartError> {
     let mut names: Vec<OsString> = entries
         .take(ENTRIES_MAX)
         .filter_map(|entry| entry.ok().map(|e| e.file_name()))
-        .filter(|name| ![LOCK, IDENTITY_SCRATCH, AUTO_TLS, "lost+found"].iter().any(|own| name == own))
+        .filter(|name| ![LOCK, IDENTITY_SCRATCH, AUTO_TLS, SEEN, "lost+found"].iter().any(|own| name == own))
         .collect();
     names.sort();
     let has = |name: &str| names.iter().any(|n| n == name);

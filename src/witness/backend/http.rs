@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::{ConnectError, WitnessError};
 use crate::net::proxy::Address;
+use crate::net::tls::ClientTls;
 
 /// No register is larger, nor an object of Kubernetes' around it.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -38,7 +39,8 @@ impl Http {
             return Err(wrong(format!("{url} is no URL of a server")));
         };
         let port = authority.port_u16().unwrap_or(if scheme == "http" { 80 } else { 443 });
-        let address = Address::parse(&format!("{scheme}://{}:{port}", authority.host()), tls).map_err(wrong)?;
+        let address =
+            Address::parse(&format!("{scheme}://{}:{port}", authority.host()), tls.map(ClientTls::from)).map_err(wrong)?;
         let host = HeaderValue::from_str(authority.as_str()).map_err(|error| wrong(format!("{url}: {error}")))?;
         Ok(Self { address, host, idle: Mutex::default() })
     }

@@ -208,7 +208,7 @@ func (s *Server) arguments() []string {
 	var arguments []string
 	switch {
 	case s.store != nil:
-		arguments = []string{"serve", "--database", s.store.url}
+		arguments = []string{"serve", "--database", s.store.url, "--data-dir", s.Dir}
 	case s.Kind == Duet:
 		arguments = []string{"etcd"}
 	}
