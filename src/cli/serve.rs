@@ -17,6 +17,7 @@ use crate::net::proxy::{Answering, Upstream};
 use crate::net::tls;
 use crate::storage::Log;
 use crate::storage::pg::{PgLog, PgOptions};
+use crate::telemetry::metrics::Metrics;
 
 const USAGE: &str = "duet serve --database postgres://… [flags]";
 /// How often a replica looks who the writer is.
@@ -81,7 +82,7 @@ async fn replica(config: Config, options: PgOptions) -> Result<(), Failure> {
     let client_tls = prepared.config().tls.as_ref().map(tls::client_config).transpose()?;
     let engine = prepared.engine(Arc::clone(&log), ReadRight::Confirm, None);
     let (sender, answering) = watch::channel(Answering::Nobody);
-    let following = tokio::spawn(follow(engine.clone(), log, client_tls, sender));
+    let following = tokio::spawn(follow(engine.clone(), log, client_tls, sender, prepared.metrics().clone()));
     let outcome = prepared.run(engine, Some(answering), std::future::pending(), &mut signals).await;
     following.abort();
     outcome
@@ -93,6 +94,7 @@ async fn follow(
     log: Arc<dyn Log>,
     client_tls: Option<Arc<rustls::ClientConfig>>,
     answering: watch::Sender<Answering>,
+    metrics: Metrics,
 ) {
     let mut role = engine.role();
     let mut leader: Option<Vec<String>> = None;
@@ -111,6 +113,7 @@ async fn follow(
         let found = found.ok().and_then(Result::ok).flatten();
         if found != leader {
             tracing::info!(writer = found.as_ref().map(|urls| urls.join(",")), "the writer has changed");
+            metrics.server.leader_changes_seen_total.inc_by(u64::from(found.is_some()));
             answering.send_replace(upstream(found.as_deref(), client_tls.as_ref()));
             leader = found;
         }

@@ -8,9 +8,12 @@ use tokio::time::Instant;
 
 use super::admission::Used;
 use super::{Engine, Error, ReadRight, Role, Shared};
-use crate::mvcc::{CountMode, EvalError, Evaluator, LeaseLookup, Loaded, RangeScan, is_read_only, is_serializable, range};
+use crate::mvcc::{
+    CountMode, EvalError, Evaluator, LeaseLookup, Loaded, Operations, RangeScan, is_read_only, is_serializable, range,
+};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::sequencer::{Command, Reply};
+use crate::telemetry::metrics::RequestKind;
 use crate::types::{LeaseId, Rev};
 
 /// How many rounds of reading values back one request may take: a transaction takes one for each depth of its nesting, of which at most 100
@@ -80,24 +83,37 @@ impl Engine {
     /// `Compacted`, `FutureRevision`, `Storage`, and those of the barrier.
     pub async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
         let asked = std::time::Instant::now();
-        let (confirmed, response) = loop {
-            if !request.serializable {
-                self.read_barrier().await?;
-            }
-            let confirmed = asked.elapsed();
-            let response = self.range_published(request, CountMode::Total).await;
-            if request.serializable || self.is_still_confirmed() {
-                break (confirmed, response);
-            }
-        };
-        let took = asked.elapsed();
+        let (confirmed, response) = self.confirmed_range(request, asked).await;
+        let (took, metrics) = (asked.elapsed(), &self.shared.metrics);
+        metrics.server.request_seconds(RequestKind::Range, response.is_ok()).observe(took.as_secs_f64());
         if took >= self.shared.options.slow_request {
+            metrics.engine.slow_requests_total.inc();
             let cause = if confirmed * 2 > took { "confirming the right to read" } else { "reading many or evicted values" };
             let key = request.key.escape_ascii();
             let count = response.as_ref().map_or(0, |response| response.count);
             tracing::warn!(request = "range", %key, ?took, ?confirmed, count, cause, "apply request took too long");
         }
         response
+    }
+
+    /// The answer, and how long the last confirmation before it took from `asked` on.
+    async fn confirmed_range(
+        &self,
+        request: &RangeRequest,
+        asked: std::time::Instant,
+    ) -> (Duration, Result<RangeResponse, Error>) {
+        loop {
+            if !request.serializable
+                && let Err(error) = self.read_barrier().await
+            {
+                return (asked.elapsed(), Err(error));
+            }
+            let confirmed = asked.elapsed();
+            let response = self.range_published(request, CountMode::Total).await;
+            if request.serializable || self.is_still_confirmed() {
+                return (confirmed, response);
+            }
+        }
     }
 
     /// Range at the published revision, without a barrier.
@@ -142,8 +158,12 @@ impl Engine {
             if !serializable {
                 self.read_barrier().await?;
             }
+            // etcd's figure is of what comes after the barrier.
+            let confirmed = std::time::Instant::now();
             let response = self.txn_published(&request).await;
             if serializable || self.is_still_confirmed() {
+                let seconds = self.shared.metrics.server.request_seconds(RequestKind::ReadonlyTxn, response.is_ok());
+                seconds.observe(confirmed.elapsed().as_secs_f64());
                 return response;
             }
         }
@@ -153,10 +173,12 @@ impl Engine {
         self.shared.refuse_unrecovered()?;
         let mut loaded = Loaded::new();
         for _ in 0..=ROUNDS_MAX {
-            let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).txn(request);
+            let mut operations = Operations::default();
+            let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).counting(&mut operations).txn(request);
             match evaluated {
                 Err(EvalError::NeedValues(revs)) => self.shared.load_missing(revs, &mut loaded).await?,
                 decided => {
+                    self.shared.count_operations(operations);
                     let response = decided?.response;
                     self.shared.admit(&Used::txn(request, &response), &loaded);
                     return Ok(response);
