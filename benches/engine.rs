@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use duet::lease::Lessor;
-use duet::mvcc::{CountMode, Event, Loaded, RangeScan, RevisionEvents, Store, StoreOptions, range};
+use duet::mvcc::{CountMode, Event, Loaded, Operations, RangeScan, RevisionEvents, Store, StoreOptions, range};
 use duet::proto::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use duet::proto::etcdserverpb::request_op::Request;
 use duet::proto::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
@@ -70,7 +70,9 @@ fn apply(criterion: &mut Criterion) {
             || Sequencer::new(&store, []),
             |sequencer| {
                 for command in &commands {
-                    black_box(sequencer.evaluate(command, &store, &lessor, &Loaded::new(), 0).expect("an update succeeds"));
+                    let mut operations = Operations::default();
+                    let done = sequencer.evaluate(command, &store, &lessor, &Loaded::new(), 0, &mut operations);
+                    black_box((done.expect("an update succeeds"), operations));
                 }
             },
             BatchSize::SmallInput,

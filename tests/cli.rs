@@ -367,13 +367,23 @@ async fn a_replica_forwards_to_the_writer_and_takes_over_when_it_dies() {
     let postgres = duet::supervisor::postgres::Postgres::start(options).await.unwrap();
     let dsn = format!("host={} user=duet dbname=postgres", postgres.socket_dir().display());
     let mut writer = serve(&dsn);
-    writer.ready();
+    let writers_url = writer.ready();
     let mut standby = serve(&dsn);
     let url = standby.ready();
     assert_eq!(http_get(&url, "/health"), r#"{"health":"true","reason":""}"#, "a replica that forwards is healthy");
-    assert!(http_get(&url, "/metrics").contains("\netcd_server_is_leader 0\n"));
     let mut etcd = client(&url).await;
     let first = etcd.put("k", "1", None).await.unwrap().header().unwrap().revision();
+    let (here, there) = (http_get(&url, "/metrics"), http_get(&writers_url, "/metrics"));
+    assert!(here.contains("\netcd_server_is_leader 0\n") && here.contains("\netcd_server_has_leader 1\n"), "{here}");
+    assert!(here.contains("\netcd_server_leader_changes_seen_total 1\n"), "{here}");
+    for name in ["etcd_debugging_mvcc_current_revision", "etcd_mvcc_db_total_size_in_bytes", "etcd_server_id"] {
+        let told = |text: &str| text.lines().any(|line| line.starts_with(name));
+        assert!(!told(&here) && told(&there), "the writer alone knows {name}");
+    }
+    // The replica that a client talks to counts its request, and the writer what it does to the store.
+    let put = r#"grpc_server_started_total{grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"}"#;
+    assert!(here.contains(&format!("\n{put} 1\n")) && there.contains(&format!("\n{put} 0\n")), "{here}\n{there}");
+    assert!(there.contains("\netcd_mvcc_put_total 1\n"), "{there}");
     let mut stream = etcd.watch("k", Some(WatchOptions::new().with_start_revision(first))).await.unwrap();
     assert!(stream.message().await.unwrap().unwrap().created());
     assert_eq!(stream.message().await.unwrap().unwrap().events().len(), 1);

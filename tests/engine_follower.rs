@@ -230,7 +230,7 @@ async fn a_takeover_reads_the_missing_tail_only_and_watches_go_on() {
         leading.put(key_put(&format!("tail{n}"), "v", 7)).await.unwrap();
     }
     follower.takes_over().await;
-    assert_eq!(follower.metrics.engine.recovery_rows.get(), 3);
+    assert_eq!(follower.metrics.engine.recovery_rows.get(), Some(3));
     put(&follower.engine, "after", "v").await;
     let revisions: Vec<i64> =
         events_to(&mut responses, 26).await.iter().map(|event| event.kv.as_ref().unwrap().mod_revision).collect();
@@ -275,11 +275,15 @@ async fn what_the_leader_did_not_get_to_delete_is_deleted_by_its_follower_when_t
     follower.reaches(Role::Following).await;
     leading.compact(101, false).await.unwrap();
     follower.catches_up(&leading).await;
-    until("the follower has swept its index", async || follower.metrics.compaction.db_keys_total.get() == 90).await;
+    let figures = &follower.metrics.compaction;
+    let swept = || figures.index_pause_milliseconds.get_sample_count() == 1;
+    until("the follower has swept its index", async || swept()).await;
     assert!(log.rows().len() > 50, "a follower deletes nothing");
+    assert_eq!((figures.db_keys_total.get(), figures.db_total_milliseconds.get_sample_count()), (0, 0), "and counts nothing");
     follower.cut_off();
     follower.takes_over().await;
     until("the rows are gone", async || log.rows().len() == 10).await;
+    until("they are counted", async || figures.db_keys_total.get() == 90).await;
     assert_eq!(everything(&follower.engine).await.kvs.len(), 10);
 }
 
@@ -516,4 +520,80 @@ async fn compare(watches: &mut [(WatchRequests, WatchResponses); 2], last: i64) 
     let [(_, leaders), (_, followers)] = watches;
     let seen = events_to(leaders, last).await;
     assert_eq!(events_to(followers, last).await, seen);
+}
+
+/// A figure of a scrape; `None` when it isn't there.
+fn figure(engine: &Engine, metrics: &Metrics, name: &str) -> Option<f64> {
+    engine.refresh_metrics(false);
+    let text = metrics.render();
+    let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name))?;
+    Some(line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_follower_tells_what_it_has_itself_and_is_silent_about_what_only_the_leader_knows() {
+    let log = MemLog::default();
+    let leading = leader(&log, Options::default()).await;
+    leading.lease_grant(7, 600).await.unwrap();
+    for n in 0..20 {
+        leading.put(key_put(&format!("k{n}"), "v", 7)).await.unwrap();
+    }
+    leading.compact(10, true).await.unwrap();
+    let follower = Follower::over(&log, Options::default());
+    let told = |name: &str| figure(&follower.engine, &follower.metrics, name);
+    let size = "etcd_mvcc_db_total_size_in_bytes";
+    let own = [
+        ("etcd_debugging_mvcc_current_revision", 21.0),
+        ("etcd_debugging_mvcc_compact_revision", 10.0),
+        ("etcd_debugging_mvcc_keys_total", 20.0),
+        ("duet_engine_epoch", 1.0),
+    ];
+    let leaders = [
+        "etcd_server_proposals_committed_total",
+        "etcd_server_proposals_applied_total",
+        "duet_lease_active",
+        "duet_compaction_pending_revisions",
+    ];
+    let absent = |names: &[&str]| names.iter().for_each(|name| assert_eq!(told(name), None, "{name}"));
+    absent(&own.map(|(name, _)| name));
+    absent(&leaders);
+    absent(&[size, "etcd_server_id"]);
+
+    follower.follow(&leading);
+    follower.reaches(Role::Following).await;
+    follower.catches_up(&leading).await;
+    for (name, figure) in own {
+        assert_eq!(told(name), Some(figure), "{name}");
+    }
+    absent(&leaders);
+    let stored = log.reader().disk_usage().await.unwrap().total as f64;
+    until("the size of the follower's own storage is known", async || told(size) == Some(stored)).await;
+    assert_eq!(told("etcd_server_id"), Some(1.0));
+    assert_eq!(told("etcd_server_leader_changes_seen_total"), Some(1.0), "it has seen one leader");
+
+    follower.cut_off();
+    follower.reaches(Role::Standby).await;
+    absent(&own.map(|(name, _)| name));
+    until("nor does it go on telling its size", async || told(size).is_none()).await;
+    follower.takes_over().await;
+    assert_eq!(told("etcd_server_proposals_committed_total"), Some(0.0));
+    assert_eq!(told("duet_lease_active"), Some(1.0));
+    assert_eq!(told("etcd_server_leader_changes_seen_total"), Some(2.0));
+}
+
+#[tokio::test]
+async fn a_followers_events_are_those_that_its_own_watchers_are_sent() {
+    let log = MemLog::default();
+    let leading = leader(&log, Options::default()).await;
+    let follower = Follower::over(&log, Options::default());
+    follower.follow(&leading);
+    follower.reaches(Role::Following).await;
+    put(&leading, "unwatched", "v").await;
+    follower.catches_up(&leading).await;
+    let events = || figure(&follower.engine, &follower.metrics, "etcd_debugging_mvcc_events_total");
+    assert_eq!(events(), Some(0.0));
+    let (_requests, mut responses) = watch_from(&follower.engine, 0).await;
+    put(&leading, "watched", "v").await;
+    events_to(&mut responses, 3).await;
+    assert_eq!(events(), Some(1.0));
 }

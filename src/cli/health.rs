@@ -10,18 +10,16 @@ use crate::net::http::Health;
 use crate::net::proxy::{Answering, Upstream};
 use crate::proto::etcdserverpb::kv_client::KvClient;
 use crate::proto::etcdserverpb::{AlarmType, RangeRequest};
-use crate::telemetry::metrics::Metrics;
 
 pub(super) struct ServerHealth {
     engine: Engine,
     answering: Option<watch::Receiver<Answering>>,
-    metrics: Metrics,
 }
 
 impl ServerHealth {
     /// `answering` is what the proxy goes by; `None` without one.
-    pub(super) fn new(engine: Engine, answering: Option<watch::Receiver<Answering>>, metrics: Metrics) -> Self {
-        Self { engine, answering, metrics }
+    pub(super) fn new(engine: Engine, answering: Option<watch::Receiver<Answering>>) -> Self {
+        Self { engine, answering }
     }
 
     fn upstream(&self) -> Option<Upstream> {
@@ -38,8 +36,7 @@ impl Health for ServerHealth {
     }
 
     fn refresh_metrics(&self) {
-        self.engine.refresh_metrics();
-        self.metrics.server.has_leader.set(i64::from(self.has_leader()));
+        self.engine.refresh_metrics(self.upstream().is_some());
     }
 
     fn alarms(&self) -> Vec<&'static str> {

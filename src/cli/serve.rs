@@ -86,7 +86,8 @@ async fn replica(config: Config, options: PgOptions) -> Result<(), Failure> {
     let instance = Instance::new();
     prepared.serve_besides(replica::service(engine.clone(), Arc::clone(&memory), instance));
     let (sender, answers) = watch::channel(Answering::Nobody);
-    let follow = Follow { engine: engine.clone(), log, memory: Arc::clone(&memory), instance, tls, answering: sender };
+    let metrics = prepared.metrics().clone();
+    let follow = Follow { engine: engine.clone(), log, memory: Arc::clone(&memory), instance, tls, metrics, answering: sender };
     let following = tokio::spawn(follow.run());
     let remembering = tokio::spawn(replica::keep(Arc::clone(&memory), engine.clone()));
     let refused = async {

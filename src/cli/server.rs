@@ -31,6 +31,7 @@ use crate::net::self_signed;
 use crate::net::tls::{self, ClientTls, Tls};
 use crate::net::{Drained, Listeners, ServeOptions, SocketOptions, serve};
 use crate::storage::{BoxFuture, Log};
+use crate::telemetry::grpc::GrpcMetricsLayer;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::systemd::Systemd;
 use crate::watch::WatchConfig;
@@ -272,7 +273,7 @@ impl Prepared {
         stop: &CancellationToken,
     ) -> JoinSet<Drained> {
         let facade = EtcdServer::new(engine.clone(), self.facade_config(), self.metrics.clone(), stop.clone());
-        let mut grpc = facade.router();
+        let mut grpc = facade.routes();
         if let Some(answering) = answering.clone() {
             let role = engine.role();
             let local = Local::new(move || *role.borrow() == Role::Following);
@@ -281,6 +282,8 @@ impl Prepared {
         if let Some(drain) = drain {
             grpc = grpc.layer(drain);
         }
+        // Outermost: what is forwarded to the writer is a request of this process's clients, as at etcd's followers.
+        let mut grpc = grpc.layer(GrpcMetricsLayer::new(self.metrics.clone()));
         let mut served = JoinSet::new();
         if let Some(port) = port {
             let options = ServeOptions::new(&self.config, Some(port.tls.clone()), self.metrics.clone());
@@ -291,7 +294,7 @@ impl Prepared {
         if let Some(besides) = self.besides.clone() {
             grpc = grpc.merge(besides);
         }
-        let health: Arc<dyn Health> = Arc::new(ServerHealth::new(engine.clone(), answering.clone(), self.metrics.clone()));
+        let health: Arc<dyn Health> = Arc::new(ServerHealth::new(engine.clone(), answering.clone()));
         let http = client_routes(Arc::clone(&health), self.metrics.clone());
         let client = if self.config.listen_client_http.is_empty() { grpc.merge(http.clone()) } else { grpc };
         let options = ServeOptions::new(&self.config, self.tls.clone(), self.metrics.clone());

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::metrics::Applied;
+use super::proposal::{Proposal, is_decided};
 use super::{Asked, Error, QueuedBytes};
 use crate::sequencer::Reply;
 
@@ -12,17 +14,40 @@ pub(super) struct Answer {
     pub reply: Option<oneshot::Sender<Result<Reply, Error>>>,
     pub result: Result<Reply, Error>,
     pub asked: Asked,
+    /// What is counted of it once it is certain.
+    pub applied: Applied,
+    /// As in the request.
+    pub proposal: Option<Proposal>,
     /// Its share of the queue's bytes, until it is given: storage may keep all answers waiting for long.
     pub _queued: Option<QueuedBytes>,
     pub staged: Instant,
 }
 
 impl Answer {
+    /// Whether it says what the writer has decided, and not why it couldn't.
+    pub fn is_decided(&self) -> bool {
+        is_decided(&self.result)
+    }
+
     pub fn give(self) {
+        if let Some(proposal) = self.proposal {
+            proposal.end(&self.result);
+        }
         if let Some(reply) = self.reply {
             // A client that went away is no error.
             let _ = reply.send(self.result);
         }
+    }
+
+    /// The same of one that nothing had to be stored for.
+    pub fn tell_slow_unbatched(&self) {
+        tracing::warn!(
+            request = self.asked.kind,
+            key = %self.asked.key.escape_ascii(),
+            took = ?self.asked.at.elapsed(),
+            cause = "the writer was busy with earlier requests, or values had to be read back",
+            "apply request took too long"
+        );
     }
 
     /// Tells people where the time of a slow request went.

@@ -41,7 +41,7 @@ async fn delete_left_over(shared: &Shared) {
         && let Some((target, rows)) = shared.unswept.take()
     {
         for rows in rows.chunks(ROWS_PER_DELETE) {
-            if !delete(shared, history, target, rows).await {
+            if delete(shared, history, target, rows).await == Fate::Unknown {
                 return;
             }
         }
@@ -60,6 +60,8 @@ async fn sweep(shared: &Shared) {
     shared.hash_compaction(target).await;
     let mut next: Option<Bytes> = None;
     let mut removed = 0;
+    let mut in_index = Duration::ZERO;
+    let mut deleted_here = true;
     loop {
         let held = Instant::now();
         let (step, history) = {
@@ -70,11 +72,13 @@ async fn sweep(shared: &Shared) {
             }
             (store.sweep(next.as_ref(), shared.options.compaction_batch_keys), shared.unswept.history())
         };
-        shared.metrics.compaction.index_pause_milliseconds.observe(held.elapsed().as_secs_f64() * 1000.0);
+        in_index += held.elapsed();
         removed += step.removed.len();
         for rows in step.removed.chunks(ROWS_PER_DELETE) {
-            if !delete(shared, history, target, rows).await {
-                return;
+            match delete(shared, history, target, rows).await {
+                Fate::Deleted => {}
+                Fate::Left => deleted_here = false,
+                Fate::Unknown => return,
             }
         }
         next = step.next;
@@ -93,27 +97,39 @@ async fn sweep(shared: &Shared) {
     if target >= 0 {
         shared.swept.send_replace(target);
         let compaction = &shared.metrics.compaction;
-        compaction.db_total_milliseconds.observe(begun.elapsed().as_secs_f64() * 1000.0);
-        compaction.db_keys_total.inc_by(removed as u64);
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        compaction.db_last.set(i64::try_from(unix.as_secs()).unwrap_or(0));
+        compaction.index_pause_milliseconds.observe(in_index.as_secs_f64() * 1000.0);
+        if deleted_here && *shared.role.borrow() == Role::Active {
+            compaction.db_total_milliseconds.observe(begun.elapsed().saturating_sub(in_index).as_secs_f64() * 1000.0);
+            let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            compaction.db_last.set(i64::try_from(unix.as_secs()).unwrap_or(0));
+        }
         tracing::info!(revision = target, rows = removed, took = ?begun.elapsed(), "finished compaction");
     }
 }
 
+/// What became of rows that had to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Deleted,
+    /// To the leader, or to a history that isn't any more.
+    Left,
+    /// The engine stopped meanwhile.
+    Unknown,
+}
+
 /// Deletes rows, again and again until it succeeds: the index no longer knows them. A follower leaves them to its leader, whose deletions
-/// reach its own storage, and remembers them in case that it becomes the writer before. `false` when the engine stopped meanwhile.
-async fn delete(shared: &Shared, history: u64, target: Revision, rows: &[Rev]) -> bool {
+/// reach its own storage, and remembers them in case that it becomes the writer before.
+async fn delete(shared: &Shared, history: u64, target: Revision, rows: &[Rev]) -> Fate {
     let reader = shared.log.reader();
     loop {
         let role = shared.role.borrow().clone();
         if shared.options.leader.is_some() && matches!(role, Role::Standby | Role::Following) {
             shared.unswept.add(history, target, rows);
-            return true;
+            return Fate::Left;
         }
         if shared.unswept.history() != history {
             // The same places in history are others' now.
-            return true;
+            return Fate::Left;
         }
         if role == Role::Active {
             let epoch = shared.epoch.load(Ordering::Relaxed);
@@ -121,13 +137,16 @@ async fn delete(shared: &Shared, history: u64, target: Revision, rows: &[Rev]) -
             let deleted = reader.delete(epoch, rows.to_vec()).await;
             shared.metrics.compaction.db_pause_milliseconds.observe(began.elapsed().as_secs_f64() * 1000.0);
             match deleted {
-                Ok(()) => return true,
+                Ok(()) => {
+                    shared.metrics.compaction.db_keys_total.inc_by(rows.len() as u64);
+                    return Fate::Deleted;
+                }
                 Err(LogError::Deposed(_)) => {}
                 Err(error) => tracing::warn!(%error, rows = rows.len(), "could not delete compacted rows; trying again"),
             }
         }
         tokio::select! {
-            () = shared.stop.cancelled() => return false,
+            () = shared.stop.cancelled() => return Fate::Unknown,
             () = tokio::time::sleep(RETRY) => {}
         }
     }

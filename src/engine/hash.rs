@@ -52,6 +52,14 @@ impl CompactionHashes {
 }
 
 impl Engine {
+    /// etcd's other hash, of its whole backend, of which only the key space is there.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub async fn hash(&self) -> Result<KvHash, Error> {
+        self.compute_hash(0).await
+    }
+
     /// The hash at `revision` (0: the newest).
     ///
     /// # Errors
@@ -61,7 +69,17 @@ impl Engine {
         if let Some((hash, compact_revision)) = remembered {
             return Ok(KvHash { hash, compact_revision, hash_revision: revision, revision: self.revision() });
         }
-        let _timer = self.shared.metrics.mvcc.hash_rev_duration_seconds.start_timer();
+        let timer = self.shared.metrics.mvcc.hash_rev_duration_seconds.start_timer();
+        let hash = self.compute_hash(revision).await;
+        if hash.is_ok() {
+            timer.observe_duration();
+        } else {
+            timer.stop_and_discard();
+        }
+        hash
+    }
+
+    async fn compute_hash(&self, revision: Revision) -> Result<KvHash, Error> {
         for _ in 0..ATTEMPTS_MAX {
             if let Some(hash) = self.try_hash_kv(revision).await? {
                 return Ok(hash);

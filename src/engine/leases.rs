@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::slow::Read;
 use super::{Engine, Error};
 use crate::sequencer::Command;
 use crate::types::{LeaseId, Revision};
@@ -69,8 +70,9 @@ impl Engine {
     /// # Errors
     /// Those of every write: the first renewal after a grant is stored, so that a restart doesn't end the lease early.
     pub async fn lease_renew(&self, id: LeaseId) -> Result<Option<i64>, Error> {
+        let read = Read::begin("lease_keepalive", &[]);
         loop {
-            self.read_barrier().await?;
+            self.confirm_lease_read(&read).await?;
             let stored = {
                 let lessor = self.shared.lessor.lock();
                 lessor.needs_store(id, self.shared.clock.now())
@@ -97,8 +99,9 @@ impl Engine {
     /// # Errors
     /// Those of a linearizable read.
     pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<Option<LeaseTtl>, Error> {
+        let read = Read::begin("lease_timetolive", &[]);
         loop {
-            self.read_barrier().await?;
+            self.confirm_lease_read(&read).await?;
             let found = {
                 let lessor = self.shared.lessor.lock();
                 lessor.time_to_live(id, self.shared.clock.now()).map(|(ttl, granted_ttl)| {
@@ -117,13 +120,23 @@ impl Engine {
     /// # Errors
     /// Those of a linearizable read.
     pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
+        let read = Read::begin("lease_leases", &[]);
         loop {
-            self.read_barrier().await?;
+            self.confirm_lease_read(&read).await?;
             let leases = self.shared.lessor.lock().leases();
             if self.is_still_confirmed() {
                 return Ok(leases);
             }
         }
+    }
+}
+
+impl Engine {
+    /// The right to read; what else leases' reads do takes no time.
+    async fn confirm_lease_read(&self, read: &Read<'_>) -> Result<(), Error> {
+        let confirmed = self.read_barrier().await;
+        self.shared.tell_slow_read(read, read.asked.elapsed(), confirmed.is_err());
+        confirmed
     }
 }
 

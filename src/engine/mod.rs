@@ -16,6 +16,7 @@ mod answer;
 mod auto_compaction;
 mod clock;
 mod compactor;
+mod disk_usage;
 mod error;
 mod hash;
 mod history;
@@ -23,16 +24,18 @@ mod leases;
 mod metrics;
 mod options;
 mod overtaken;
+mod proposal;
 mod publish;
 mod reads;
 mod recovery;
 pub mod replication;
 mod seen;
+mod slow;
 mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -49,7 +52,9 @@ use crate::telemetry::metrics::Metrics;
 use crate::types::{Epoch, Revision};
 use crate::watch::WatchHub;
 
+use disk_usage::DiskUsage;
 use history::StoreHistory;
+use proposal::Proposal;
 use replication::{Followers, Unswept};
 
 pub use auto_compaction::AutoCompaction;
@@ -59,9 +64,6 @@ pub use hash::KvHash;
 pub use leases::{LeaseGranted, LeaseTtl};
 pub use options::{Options, ReadLease, ReadRight};
 pub use seen::{Holds, Recall, Seen};
-
-/// How often the store's size on disk is asked for.
-const DISK_USAGE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What this process is at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +113,8 @@ struct Request {
     loaded: Loaded,
     loads: u8,
     asked: Asked,
+    /// That of the engine's own requests; a client's is where its answer is waited for.
+    proposal: Option<Proposal>,
 }
 
 /// What is remembered of a request for the case that it turns out slow.
@@ -124,12 +128,13 @@ struct Asked {
 impl Request {
     fn new(command: Command, queued: Option<QueuedBytes>, reply: Option<oneshot::Sender<Result<Reply, Error>>>) -> Self {
         let asked = Asked { kind: command.kind(), key: command.first_key(), at: Instant::now() };
-        Self { command, queued, reply: Undecided(reply), loaded: Loaded::new(), loads: 0, asked }
+        Self { command, queued, reply: Undecided(reply), loaded: Loaded::new(), loads: 0, asked, proposal: None }
     }
 
     /// One of the engine's own, which nobody waits for.
-    fn internal(command: Command) -> Self {
-        Self::new(command, None, None)
+    fn internal(command: Command, metrics: &Metrics) -> Self {
+        let proposal = Proposal::begin(metrics, &command);
+        Self { proposal: Some(proposal), ..Self::new(command, None, None) }
     }
 
     fn refuse(self, error: Error) {
@@ -182,6 +187,8 @@ struct Shared {
     options: Options,
     log: Arc<dyn Log>,
     metrics: Metrics,
+    /// Held while gauges are set: a counter that grows by a difference must not do so twice. Taken before any other lock.
+    refreshing: Mutex<()>,
     /// Locks are taken in this order: hub, store, lessor.
     store: Arc<RwLock<Store>>,
     lessor: Mutex<Lessor>,
@@ -189,6 +196,8 @@ struct Shared {
     alarms: Mutex<std::collections::BTreeSet<AlarmRow>>,
     clock: LessorClock,
     role: watch::Sender<Role>,
+    /// What is in memory is, or was until a moment ago, what the writer has published.
+    is_current: AtomicBool,
     requests: mpsc::Sender<Request>,
     queued_bytes: Arc<AtomicUsize>,
     confirms: mpsc::Sender<oneshot::Sender<Result<(), Error>>>,
@@ -196,7 +205,7 @@ struct Shared {
     member_id: AtomicU64,
     epoch: AtomicI64,
     batches: AtomicU64,
-    disk_bytes: AtomicI64,
+    disk_usage: DiskUsage,
     compaction: Notify,
     compaction_hashes: Mutex<hash::CompactionHashes>,
     /// The compact revision up to which storage has been swept.
@@ -234,6 +243,8 @@ impl Engine {
             alarms: Mutex::default(),
             clock: LessorClock::default(),
             role: watch::Sender::new(Role::Standby),
+            is_current: AtomicBool::new(false),
+            refreshing: Mutex::default(),
             requests,
             queued_bytes: Arc::default(),
             confirms,
@@ -241,7 +252,7 @@ impl Engine {
             member_id: AtomicU64::new(0),
             epoch: AtomicI64::new(0),
             batches: AtomicU64::new(0),
-            disk_bytes: AtomicI64::new(0),
+            disk_usage: DiskUsage::default(),
             compaction: Notify::new(),
             compaction_hashes: Mutex::default(),
             swept: watch::Sender::new(-1),
@@ -257,7 +268,7 @@ impl Engine {
         tasks.spawn(writer::drive(Arc::clone(&shared), requests_rx, confirms_rx));
         tasks.spawn(compactor::run(Arc::clone(&shared)));
         tasks.spawn(auto_compaction::run(Arc::clone(&shared), shared.options.auto_compaction));
-        tasks.spawn(watch_disk_usage(Arc::clone(&shared)));
+        tasks.spawn(disk_usage::watch(Arc::clone(&shared)));
         tasks.close();
         Self { shared, tasks }
     }
@@ -311,7 +322,7 @@ impl Engine {
             compacted: store.compacted(),
             epoch: shared.epoch.load(Ordering::Relaxed),
             batches: shared.batches.load(Ordering::Relaxed),
-            disk_bytes: shared.disk_bytes.load(Ordering::Relaxed),
+            disk_bytes: shared.disk_usage.last(),
             in_use_bytes: i64::try_from(store.in_use_bytes()).unwrap_or(i64::MAX),
             keys: store.live_key_count(),
             resident_bytes: store.resident_bytes(),
@@ -404,6 +415,12 @@ impl Engine {
 
 impl Shared {
     fn set_role(&self, role: Role) {
+        match role {
+            Role::Active | Role::Following => self.is_current.store(true, Ordering::Release),
+            Role::Standby | Role::Failed(_) | Role::Stopped => self.is_current.store(false, Ordering::Release),
+            // Memory is as it was before: the writer's own, a follower's, or nobody's.
+            Role::Recovering => {}
+        }
         self.role.send_if_modified(|present| {
             let changed = *present != role;
             *present = role;
@@ -413,6 +430,17 @@ impl Shared {
 
     /// Queues a command and waits for its answer, no longer than the request timeout.
     async fn submit(&self, command: Command) -> Result<Reply, Error> {
+        let (asked, kind, key) = (Instant::now(), command.kind(), command.first_key());
+        let proposal = Proposal::begin(&self.metrics, &command);
+        let answer = self.propose(command).await;
+        proposal.end(&answer);
+        if let Err(error) = &answer {
+            self.tell_slow_refusal(kind, &key, asked, error);
+        }
+        answer
+    }
+
+    async fn propose(&self, command: Command) -> Result<Reply, Error> {
         self.refuse_unless_serving()?;
         let bytes = command.bytes();
         let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -447,26 +475,6 @@ impl Shared {
             Role::Active | Role::Recovering => Ok(()),
             Role::Standby | Role::Following | Role::Failed(_) => Err(Error::NoLeader),
             Role::Stopped => Err(Error::Stopped),
-        }
-    }
-
-    async fn refresh_disk_usage(&self) {
-        match self.log.reader().disk_usage().await {
-            Ok(usage) => self.disk_bytes.store(usage.total, Ordering::Relaxed),
-            Err(error) => tracing::debug!(%error, "could not ask for the store's size"),
-        }
-    }
-}
-
-async fn watch_disk_usage(shared: Arc<Shared>) {
-    let mut ticks = tokio::time::interval(DISK_USAGE_INTERVAL);
-    loop {
-        tokio::select! {
-            () = shared.stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        if *shared.role.borrow() == Role::Active {
-            shared.refresh_disk_usage().await;
         }
     }
 }

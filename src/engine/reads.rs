@@ -7,15 +7,22 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::admission::Used;
-use super::{Engine, Error, ReadRight, Role, Shared};
-use crate::mvcc::{CountMode, EvalError, Evaluator, LeaseLookup, Loaded, RangeScan, is_read_only, is_serializable, range};
+use super::{Engine, Error, ReadRight, Role, Shared, slow};
+use crate::mvcc::{
+    CountMode, EvalError, Evaluator, LeaseLookup, Loaded, Operations, RangeScan, is_read_only, is_serializable, range,
+};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
-use crate::sequencer::{Command, Reply};
+use crate::sequencer::{Command, Reply, first_key};
+use crate::telemetry::metrics::RequestKind;
 use crate::types::{LeaseId, Rev};
 
 /// How many rounds of reading values back one request may take: a transaction takes one for each depth of its nesting, of which at most 100
 /// are decoded; any other ends only because history moved on under it.
 const ROUNDS_MAX: usize = 128;
+/// Rounds that bring nothing, and the pause after each: a follower's storage may have lost rows to a compaction of the leader's that the
+/// follower's memory hears of in a moment.
+const IDLE_ROUNDS_MAX: usize = 50;
+const IDLE_PAUSE: Duration = Duration::from_millis(20);
 /// How many keys a range looks at under one hold of the store: a publish waits for that many, not for the whole list.
 const KEYS_PER_STEP: usize = 1000;
 /// How often a range is collected in steps; when compactions have overtaken each of them, it is taken whole.
@@ -79,25 +86,32 @@ impl Engine {
     /// # Errors
     /// `Compacted`, `FutureRevision`, `Storage`, and those of the barrier.
     pub async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
-        let asked = std::time::Instant::now();
-        let (confirmed, response) = loop {
-            if !request.serializable {
-                self.read_barrier().await?;
+        let read = slow::Read::begin("range", &request.key);
+        let (confirmed, response) = self.confirmed_range(request, read.asked).await;
+        let seconds = self.shared.metrics.server.request_seconds(RequestKind::Range, response.is_ok());
+        seconds.observe(read.asked.elapsed().as_secs_f64());
+        self.shared.tell_slow_read(&read, confirmed, response.is_err());
+        response
+    }
+
+    /// The answer, and how long the last confirmation before it took from `asked` on.
+    async fn confirmed_range(
+        &self,
+        request: &RangeRequest,
+        asked: std::time::Instant,
+    ) -> (Duration, Result<RangeResponse, Error>) {
+        loop {
+            if !request.serializable
+                && let Err(error) = self.read_barrier().await
+            {
+                return (asked.elapsed(), Err(error));
             }
             let confirmed = asked.elapsed();
             let response = self.range_published(request, CountMode::Total).await;
             if request.serializable || self.is_still_confirmed() {
-                break (confirmed, response);
+                return (confirmed, response);
             }
-        };
-        let took = asked.elapsed();
-        if took >= self.shared.options.slow_request {
-            let cause = if confirmed * 2 > took { "confirming the right to read" } else { "reading many or evicted values" };
-            let key = request.key.escape_ascii();
-            let count = response.as_ref().map_or(0, |response| response.count);
-            tracing::warn!(request = "range", %key, ?took, ?confirmed, count, cause, "apply request took too long");
         }
-        response
     }
 
     /// Range at the published revision, without a barrier.
@@ -108,10 +122,10 @@ impl Engine {
         let shared = &self.shared;
         shared.refuse_unrecovered()?;
         shared.metrics.mvcc.range_total.inc();
-        let mut loaded = Loaded::new();
-        for _ in 0..=ROUNDS_MAX {
+        let (mut loaded, mut rounds) = (Loaded::new(), Rounds::default());
+        loop {
             match shared.collect_range(request, count_mode, &loaded).await {
-                Err(EvalError::NeedValues(revs)) => shared.load_missing(revs, &mut loaded).await?,
+                Err(EvalError::NeedValues(revs)) => rounds.pass(shared.load_missing(revs, &mut loaded).await?).await?,
                 decided => {
                     let response = decided?;
                     if loaded.is_empty() {
@@ -122,7 +136,6 @@ impl Engine {
                 }
             }
         }
-        Err(outrun())
     }
 
     /// Txn. A read-only one is answered from the published state (after a barrier unless all its ranges are serializable), any other
@@ -138,12 +151,20 @@ impl Engine {
             };
         }
         let serializable = is_serializable(&request);
+        let key = first_key(&request);
+        let read = slow::Read::begin("txn", &key);
         loop {
-            if !serializable {
-                self.read_barrier().await?;
+            if !serializable && let Err(error) = self.read_barrier().await {
+                self.shared.tell_slow_read(&read, read.asked.elapsed(), true);
+                return Err(error);
             }
+            // etcd's figure is of what comes after the barrier.
+            let confirmed = std::time::Instant::now();
             let response = self.txn_published(&request).await;
             if serializable || self.is_still_confirmed() {
+                let seconds = self.shared.metrics.server.request_seconds(RequestKind::ReadonlyTxn, response.is_ok());
+                seconds.observe(confirmed.elapsed().as_secs_f64());
+                self.shared.tell_slow_read(&read, confirmed.duration_since(read.asked), response.is_err());
                 return response;
             }
         }
@@ -151,24 +172,43 @@ impl Engine {
 
     async fn txn_published(&self, request: &TxnRequest) -> Result<TxnResponse, Error> {
         self.shared.refuse_unrecovered()?;
-        let mut loaded = Loaded::new();
-        for _ in 0..=ROUNDS_MAX {
-            let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).txn(request);
+        let (mut loaded, mut rounds) = (Loaded::new(), Rounds::default());
+        loop {
+            let mut operations = Operations::default();
+            let evaluated = Evaluator::new(&*self.shared.store.read(), &NoLeases, &loaded).counting(&mut operations).txn(request);
             match evaluated {
-                Err(EvalError::NeedValues(revs)) => self.shared.load_missing(revs, &mut loaded).await?,
+                Err(EvalError::NeedValues(revs)) => rounds.pass(self.shared.load_missing(revs, &mut loaded).await?).await?,
                 decided => {
+                    self.shared.count_operations(operations);
                     let response = decided?.response;
                     self.shared.admit(&Used::txn(request, &response), &loaded);
                     return Ok(response);
                 }
             }
         }
-        Err(outrun())
     }
 }
 
-fn outrun() -> Error {
-    Error::Storage("history moved on faster than values could be read back".into())
+/// Rounds of reading values back for one request.
+#[derive(Default)]
+struct Rounds {
+    all: usize,
+    /// Those that brought nothing: the rows are gone, and the compaction that took them isn't published here yet.
+    idle: usize,
+}
+
+impl Rounds {
+    async fn pass(&mut self, progressed: bool) -> Result<(), Error> {
+        self.all += 1;
+        self.idle += usize::from(!progressed);
+        if self.all > ROUNDS_MAX || self.idle > IDLE_ROUNDS_MAX {
+            return Err(Error::Storage("history moved on faster than values could be read back".into()));
+        }
+        if !progressed {
+            tokio::time::sleep(IDLE_PAUSE).await;
+        }
+        Ok(())
+    }
 }
 
 impl Shared {
@@ -230,22 +270,26 @@ impl Shared {
         range(&*self.store.read(), request, count_mode, loaded)
     }
 
-    /// `None` when a compaction passed the revision while the range was being collected.
+    /// `None` when a compaction passed the revision while the range was being collected, or another store took this one's place.
     async fn scan_range(
         &self,
         request: &RangeRequest,
         count_mode: CountMode,
         loaded: &Loaded,
     ) -> Result<Option<RangeResponse>, EvalError> {
-        let mut scan = {
+        let (instance, mut scan) = {
             let store = self.store.read();
             let mut scan = RangeScan::begin(&*store, request, count_mode)?;
             scan.step(&*store, loaded, KEYS_PER_STEP)?;
-            scan
+            (store.instance(), scan)
         };
         while !scan.is_done() {
             tokio::task::yield_now().await;
-            match scan.step(&*self.store.read(), loaded, KEYS_PER_STEP) {
+            let store = self.store.read();
+            if store.instance() != instance {
+                return Ok(None);
+            }
+            match scan.step(&*store, loaded, KEYS_PER_STEP) {
                 Err(EvalError::Compacted) => return Ok(None),
                 stepped => stepped?,
             }
@@ -253,11 +297,13 @@ impl Shared {
         scan.finish().map(Some)
     }
 
-    /// Reads back those of the values that aren't loaded yet.
-    async fn load_missing(&self, revs: Vec<Rev>, loaded: &mut Loaded) -> Result<(), Error> {
+    /// Reads back those of the values that aren't loaded yet; whether there were any.
+    async fn load_missing(&self, revs: Vec<Rev>, loaded: &mut Loaded) -> Result<bool, Error> {
         let missing = revs.into_iter().filter(|rev| !loaded.contains_key(rev)).collect();
-        loaded.extend(self.load_values(missing).await?);
-        Ok(())
+        let found = self.load_values(missing).await?;
+        let progressed = !found.is_empty();
+        loaded.extend(found);
+        Ok(progressed)
     }
 
     /// Reads these values back. Places that are gone (compacted meanwhile) are left out: the caller's next evaluation, which sees the

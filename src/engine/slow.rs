@@ -27,8 +27,8 @@ impl Shared {
         if took < self.options.slow_request {
             return;
         }
-        let cause =
-            if confirmed * 2 > took { "confirming the right to read" } else { "reading many or evicted values" };
+        self.metrics.engine.slow_requests_total.inc();
+        let cause = if confirmed * 2 > took { "confirming the right to read" } else { "reading many or evicted values" };
         let key = read.key.escape_ascii();
         tracing::warn!(request = read.request, %key, ?took, ?confirmed, failed, cause, "apply request took too long");
     }
@@ -40,6 +40,7 @@ impl Shared {
         if took < self.options.slow_request || decided {
             return;
         }
+        self.metrics.engine.slow_requests_total.inc();
         let cause = if *self.role.borrow() != Role::Active {
             "this process isn't the writer at the moment"
         } else if self.metrics.engine.batches_in_flight.get() > 0 {

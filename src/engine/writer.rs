@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -12,9 +11,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::admission::Used;
 use super::answer::{Answer, refuse};
+use super::metrics::Applied;
 use super::publish::publish;
 use super::{Error, ReadRight, Request, Role, Shared, overtaken, recovery, replication};
-use crate::mvcc::Loaded;
+use crate::mvcc::{Loaded, Operations};
 use crate::sequencer::{Command, Failure, Reply, Sequencer};
 use crate::storage::{Batch, BoxFuture, LogError, Writer};
 use crate::types::{LeaseId, Rev};
@@ -96,7 +96,7 @@ async fn session(
         () = overtaken::overtaken(shared) => return Err(LogError::Deposed("another replica has become the writer".to_owned())),
         () = shared.stop.cancelled() => return Ok(()),
     };
-    if shared.disk_bytes.load(Ordering::Relaxed) == 0 {
+    if shared.disk_usage.last() == 0 {
         // Status is answered while recovering, and etcdctl's table divides by the size without looking.
         shared.refresh_disk_usage().await;
     }
@@ -236,17 +236,16 @@ impl<'a> Serving<'a> {
             return;
         }
         let now = self.shared.clock.now();
+        let mut operations = Operations::default();
         let outcome = {
             let lessor = self.shared.lessor.lock();
-            self.sequencer.evaluate(&request.command, store, &lessor, &request.loaded, now)
+            self.sequencer.evaluate(&request.command, store, &lessor, &request.loaded, now, &mut operations)
         };
         match outcome {
             Err(Failure::NeedValues(revs)) if request.loads < LOADS_MAX => self.load(request, revs),
             outcome => {
-                match &outcome {
-                    Ok(reply) => self.shared.count_accepted(&request.command, reply),
-                    Err(_) => self.shared.metrics.server.proposals_failed_total.inc(),
-                }
+                let is_own = request.proposal.is_some();
+                let applied = Applied::new(operations, &request.command, outcome.is_ok(), is_own);
                 if let (Command::Txn(txn), Ok(Reply::Txn(response)), false) =
                     (&request.command, &outcome, request.loaded.is_empty())
                 {
@@ -257,6 +256,8 @@ impl<'a> Serving<'a> {
                     reply: request.reply.decide(),
                     result,
                     asked: request.asked,
+                    applied,
+                    proposal: request.proposal,
                     _queued: request.queued,
                     staged: Instant::now(),
                 });
@@ -277,24 +278,32 @@ impl<'a> Serving<'a> {
 
     /// An answer that rests on nothing but what is published: a read, in effect, which needs the right to read.
     fn give_confirmed(&mut self, mut answer: Answer) {
-        match &self.shared.options.read_right {
-            ReadRight::Exclusive => answer.give(),
-            ReadRight::Lease(lease) if lease.may_read() => answer.give(),
-            ReadRight::Lease(_) => {
-                answer.result = Err(Error::NotApplied);
-                answer.give();
-            }
+        let may_read = match &self.shared.options.read_right {
+            ReadRight::Exclusive => true,
+            ReadRight::Lease(lease) => lease.may_read(),
             ReadRight::Confirm => {
                 let (confirm, confirmed) = oneshot::channel();
                 self.confirms_waiting.push(confirm);
+                let shared = Arc::clone(self.shared);
                 tokio::spawn(async move {
                     if !matches!(confirmed.await, Ok(Ok(()))) {
                         answer.result = Err(Error::NotApplied);
                     }
+                    shared.count_decided([&answer]);
                     answer.give();
                 });
+                return;
             }
+        };
+        if answer.asked.at.elapsed() >= self.shared.options.slow_request {
+            self.shared.metrics.engine.slow_requests_total.inc();
+            answer.tell_slow_unbatched();
         }
+        if !may_read {
+            answer.result = Err(Error::NotApplied);
+        }
+        self.shared.count_decided([&answer]);
+        answer.give();
     }
 
     fn load(&mut self, request: Request, revs: Vec<Rev>) {
@@ -350,12 +359,12 @@ impl<'a> Serving<'a> {
         let revision = publish(self.shared, &done.batch);
         self.shared.followers.publish(&done.batch);
         self.sequencer.published(revision);
-        self.shared.count_published(&done.batch, done.answers.len(), done.sent.elapsed());
+        self.shared.count_published(&done.batch, &done.answers, done.sent.elapsed());
         self.shared.metrics.engine.batches_in_flight.dec();
         let slow = self.shared.options.slow_request;
         for answer in done.answers {
             if answer.asked.at.elapsed() >= slow {
-                self.shared.metrics.server.slow_apply_total.inc();
+                self.shared.metrics.engine.slow_requests_total.inc();
                 answer.tell_slow(done.sent, done.batch.rows.len());
             }
             answer.give();
@@ -374,7 +383,6 @@ impl<'a> Serving<'a> {
         if matches!(error, LogError::Unknown(_)) {
             self.shared.metrics.engine.unknown_batches_total.inc_by(1 + self.in_flight.len() as u64);
         }
-        self.shared.metrics.server.proposals_failed_total.inc_by(first.answers.len() as u64);
         refuse(first.answers, Error::from(&error));
         let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
         while let Some(batch) = self.in_flight.pop_front() {
@@ -466,10 +474,9 @@ impl<'a> Serving<'a> {
         };
         let shared = Arc::clone(self.shared);
         let store = shared.store.read();
-        self.shared.metrics.lease.expired_total.inc_by(expired.len() as u64);
         for id in expired {
-            let command = Command::LeaseRevoke { id };
-            self.evaluate(Request::internal(command), &store);
+            let revocation = Request::internal(Command::LeaseRevoke { id }, &shared.metrics);
+            self.evaluate(revocation, &store);
         }
         drop(store);
         if any && self.clock_stored.elapsed() >= LESSOR_CLOCK_INTERVAL {

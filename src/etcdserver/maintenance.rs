@@ -71,7 +71,7 @@ impl Maintenance for EtcdServer {
     }
 
     async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let hash = self.inner.engine.hash_kv(0).await.map_err(error::of_read)?;
+        let hash = self.inner.engine.hash().await.map_err(error::of_read)?;
         Ok(Response::new(HashResponse { header: Some(self.header(hash.revision)), hash: hash.hash }))
     }
 

@@ -118,8 +118,13 @@ impl EtcdServer {
         Self { inner: Arc::new(Inner { engine, config, metrics, stop, leader }) }
     }
 
-    /// All gRPC routes, to be served beside the HTTP ones on the client port.
+    /// All gRPC routes, to be served beside the HTTP ones on the client port, and counted.
     pub fn router(&self) -> axum::Router {
+        self.routes().layer(GrpcMetricsLayer::new(self.inner.metrics.clone()))
+    }
+
+    /// The routes alone, for a process that counts what it forwards, too.
+    pub fn routes(&self) -> axum::Router {
         let limit = self.message_bytes_max();
         Services::default()
             .add(KvServer::new(self.clone()).max_decoding_message_size(limit))
@@ -130,7 +135,6 @@ impl EtcdServer {
             .add(health::service(self.inner.stop.clone()))
             .with_reflection()
             .router(self.inner.engine.role(), limit)
-            .layer(GrpcMetricsLayer::new(self.inner.metrics.clone()))
     }
 
     /// The KV service without the detour of a router before `rest`, which serves all other paths.
@@ -192,7 +196,7 @@ impl EtcdServer {
         Ok(())
     }
 
-    /// Awaits the engine's answer, and measures how long it takes.
+    /// Awaits the engine's answer, and tells people when that takes long.
     async fn timed<T>(
         &self,
         kind: RequestKind,
@@ -201,7 +205,6 @@ impl EtcdServer {
         let begun = Instant::now();
         let answer = answer.await;
         let took = begun.elapsed();
-        self.inner.metrics.server.request_seconds(kind, answer.is_ok()).observe(took.as_secs_f64());
         if took > self.inner.config.slow_request {
             tracing::warn!(?kind, ?took, failed = answer.is_err(), "request took long");
         }

@@ -9,6 +9,7 @@
 mod digest;
 mod event;
 mod hash;
+mod operations;
 mod overlay;
 mod range;
 mod store;
@@ -18,6 +19,7 @@ mod view;
 pub use digest::digest;
 pub use event::{Event, RevisionEvents};
 pub use hash::{HashScope, HashStep};
+pub use operations::Operations;
 pub use overlay::Overlay;
 pub use range::{CountMode, RangeScan, has_revision_filters, key_value, range};
 pub use store::{Store, StoreOptions, SweepStep};

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use super::operations::Operations;
 use super::overlay::Overlay;
 use super::range::{CountMode, key_value, range, value_of};
 use super::view::{EvalError, Layered, Loaded, ReadView, Version};
@@ -48,15 +49,31 @@ pub struct Evaluator<'a> {
     /// Values that are neither in memory nor loaded. The evaluation goes on with empty ones in their place, to ask for all of them at
     /// once; what it yields then counts for nothing.
     missing: Vec<Rev>,
+    /// Where operations are counted.
+    operations: Option<&'a mut Operations>,
 }
 
 impl<'a> Evaluator<'a> {
     /// A transaction that begins at the view's newest revision.
     pub fn new(view: &'a dyn ReadView, leases: &'a dyn LeaseLookup, loaded: &'a Loaded) -> Self {
-        Self { view, leases, loaded, begin: view.current(), writes: Overlay::default(), rows: Vec::new(), missing: Vec::new() }
+        let (begin, writes) = (view.current(), Overlay::default());
+        Self { view, leases, loaded, begin, writes, rows: Vec::new(), missing: Vec::new(), operations: None }
     }
 
-    fn finish<R>(self, response: R) -> Result<Evaluated<R>, EvalError> {
+    /// Counts in `operations` what etcd counts of the request, also of one that is refused. What is counted before
+    /// `NeedValues` is to be thrown away.
+    pub fn counting(self, operations: &'a mut Operations) -> Self {
+        Self { operations: Some(operations), ..self }
+    }
+
+    fn count(&mut self, add: impl FnOnce(&mut Operations)) {
+        if let Some(operations) = &mut self.operations {
+            add(operations);
+        }
+    }
+
+    fn finish<R>(mut self, response: R) -> Result<Evaluated<R>, EvalError> {
+        self.count(Operations::end);
         self.refuse_incomplete()?;
         Ok(Evaluated { rows: self.rows, response })
     }
@@ -76,6 +93,7 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// `LeaseNotFound`, `KeyNotFound` (a missing lease is noticed first), `NeedValues`.
     pub fn put(mut self, request: &PutRequest) -> Result<Evaluated<PutResponse>, EvalError> {
+        // etcd checks and puts in one transaction, and looks once for both.
         self.check_put(request)?;
         let response = self.do_put(request);
         self.finish(response)
@@ -98,7 +116,11 @@ impl<'a> Evaluator<'a> {
         let mut path = Vec::new();
         self.decide(request, &mut path);
         self.refuse_incomplete()?;
-        self.check(request, &mut path.iter())?;
+        let checked = self.check(request, &mut path.iter());
+        if checked.is_err() || !is_read_only(request) {
+            self.count(Operations::end);
+        }
+        checked?;
         let mut response = self.execute(request, &mut path.iter())?;
         response.header = Some(header(self.revision()));
         self.finish(response)
@@ -108,9 +130,11 @@ impl<'a> Evaluator<'a> {
     pub fn delete_keys(mut self, keys: impl IntoIterator<Item = Bytes>) -> Evaluated<Revision> {
         for key in keys {
             if self.layered().live(&key, Revision::MAX).is_some() {
+                self.count(Operations::delete);
                 self.delete(key);
             }
         }
+        self.count(Operations::end);
         let response = self.revision();
         Evaluated { rows: self.rows, response }
     }
@@ -142,6 +166,7 @@ impl<'a> Evaluator<'a> {
     fn all_hold(&mut self, compares: &[Compare]) -> Option<bool> {
         let mut missing = Vec::new();
         for compare in compares {
+            self.count(Operations::range);
             if !self.holds(compare, &mut missing) {
                 return Some(false);
             }
@@ -179,7 +204,7 @@ impl<'a> Evaluator<'a> {
 
     // --- checks ---------------------------------------------------------------------------------------------------------------
 
-    fn check(&self, request: &TxnRequest, path: &mut std::slice::Iter<'_, bool>) -> Result<(), EvalError> {
+    fn check(&mut self, request: &TxnRequest, path: &mut std::slice::Iter<'_, bool>) -> Result<(), EvalError> {
         for op in branch(request, next(path)) {
             match &op.request {
                 Some(Request::RequestRange(range)) => self.check_range(range)?,
@@ -201,15 +226,23 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    fn check_put(&self, request: &PutRequest) -> Result<(), EvalError> {
+    fn check_put(&mut self, request: &PutRequest) -> Result<(), EvalError> {
         if request.lease != 0 && !self.leases.exists(request.lease) {
             return Err(EvalError::LeaseNotFound);
         }
+        self.count_previous(request);
         let needs_key = request.ignore_value || request.ignore_lease;
         if needs_key && self.view.live(&request.key, self.begin).is_none() {
             return Err(EvalError::KeyNotFound);
         }
         Ok(())
+    }
+
+    /// A put that needs the previous pair looks for it.
+    fn count_previous(&mut self, request: &PutRequest) {
+        if request.prev_kv || request.ignore_value || request.ignore_lease {
+            self.count(Operations::range);
+        }
     }
 
     // --- effects --------------------------------------------------------------------------------------------------------------
@@ -220,7 +253,10 @@ impl<'a> Evaluator<'a> {
         for op in branch(request, succeeded) {
             let response = match &op.request {
                 Some(Request::RequestRange(inner)) => Some(Response::ResponseRange(self.do_range(inner)?)),
-                Some(Request::RequestPut(put)) => Some(Response::ResponsePut(self.do_put(put))),
+                Some(Request::RequestPut(put)) => {
+                    self.count_previous(put);
+                    Some(Response::ResponsePut(self.do_put(put)))
+                }
                 Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(self.do_delete_range(delete))),
                 Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(self.execute(nested, path)?)),
                 None => None,
@@ -231,6 +267,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn do_range(&mut self, request: &RangeRequest) -> Result<RangeResponse, EvalError> {
+        self.count(Operations::range);
         match range(&self.layered(), request, CountMode::Total, self.loaded) {
             Err(EvalError::NeedValues(revs)) => {
                 self.missing.extend(revs);
@@ -258,6 +295,7 @@ impl<'a> Evaluator<'a> {
             Some(version) if request.ignore_lease => version.lease,
             _ => request.lease,
         };
+        self.count(|operations| operations.put(key.len() + value.len()));
         self.write(LogRow {
             rev: self.next_rev(),
             key,
@@ -270,6 +308,10 @@ impl<'a> Evaluator<'a> {
     }
 
     fn do_delete_range(&mut self, request: &DeleteRangeRequest) -> DeleteRangeResponse {
+        if request.prev_kv {
+            self.count(Operations::range);
+        }
+        self.count(Operations::delete);
         let keys = KeyRange::new(request.key.clone(), request.range_end.clone());
         let mut doomed = Vec::new();
         let mut prev_kvs = Vec::new();

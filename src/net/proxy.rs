@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -36,6 +36,7 @@ use tower::{Service, ServiceExt};
 
 use super::local::{Local, Way, look};
 use super::tls::ClientTls;
+use crate::telemetry::grpc::FORWARDED;
 use crate::telemetry::metrics::Metrics;
 
 /// clientv3's own words for "not sent"; it retries every request after them.
@@ -52,7 +53,6 @@ const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// How often a request may be forwarded.
 const HOPS_MAX: u8 = 2;
-const FORWARDED: HeaderName = HeaderName::from_static("duet-forwarded");
 
 /// Connections to the writer; clones share them.
 #[derive(Clone, Debug)]

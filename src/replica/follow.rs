@@ -19,6 +19,7 @@ use crate::engine::{Engine, Holds, Role};
 use crate::net::proxy::{Answering, Upstream};
 use crate::net::tls::ClientTls;
 use crate::storage::{Leader, Log};
+use crate::telemetry::metrics::Metrics;
 
 /// How often the database is asked who the writer is.
 const DATABASE_INTERVAL: Duration = Duration::from_millis(500);
@@ -44,6 +45,8 @@ pub struct Follow {
     pub instance: Instance,
     /// For URLs that need it.
     pub tls: Option<ClientTls>,
+    /// Changes of the writer are counted here.
+    pub metrics: Metrics,
     /// Kept true.
     pub answering: watch::Sender<Answering>,
 }
@@ -127,6 +130,7 @@ impl Follow {
             if now != writer.leader {
                 let urls = now.as_ref().map_or(&[][..], |leader| &leader.urls);
                 tracing::info!(writer = now.as_ref().map(|_| urls.join(",")), "the writer has changed");
+                self.metrics.server.leader_changes_seen_total.inc_by(u64::from(now.is_some()));
                 retire(writer.chosen.take());
                 *writer = Writer { ways: self.ways(urls), leader: now, ..Writer::default() };
                 self.answer(writer);

@@ -88,7 +88,8 @@ impl Command {
     }
 }
 
-fn first_key(txn: &TxnRequest) -> Bytes {
+/// The first key that a transaction names, for logs; empty if it names none.
+pub fn first_key(txn: &TxnRequest) -> Bytes {
     if let Some(compare) = txn.compare.first() {
         return compare.key.clone();
     }

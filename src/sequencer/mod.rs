@@ -12,12 +12,12 @@ mod batch;
 mod command;
 
 pub use batch::{BatchCaps, OpenBatch};
-pub use command::{Command, Failure, Reply};
+pub use command::{Command, Failure, Reply, first_key};
 
 use std::collections::BTreeSet;
 
 use crate::lease::Lessor;
-use crate::mvcc::{EvalError, Evaluator, Layered, LeaseLookup, Loaded, Overlay, ReadView, Store};
+use crate::mvcc::{EvalError, Evaluator, Layered, LeaseLookup, Loaded, Operations, Overlay, ReadView, Store};
 use crate::storage::{AlarmRow, LeaseRow};
 use crate::types::{LeaseId, Millis, Revision};
 
@@ -65,10 +65,11 @@ impl Sequencer {
     }
 
     /// Evaluates a command against `store` with everything staged over it. On success its changes, if any, are staged and stand in
-    /// the open batch.
+    /// the open batch. What etcd's metrics count of it is added to `operations`, also of a command that is refused.
     ///
     /// # Errors
-    /// The refusal to be given to the client, or [`Failure::NeedValues`]: load them and call again. Nothing is staged then.
+    /// The refusal to be given to the client, or [`Failure::NeedValues`]: load them and call again, with other `operations`. Nothing is
+    /// staged then.
     pub fn evaluate(
         &mut self,
         command: &Command,
@@ -76,9 +77,10 @@ impl Sequencer {
         lessor: &Lessor,
         loaded: &Loaded,
         now: Millis,
+        operations: &mut Operations,
     ) -> Result<Reply, Failure> {
         let view = Layered { base: store, over: &self.staged, current: self.current, compacted: self.compacted };
-        let evaluator = Evaluator::new(&view, &self.leases, loaded);
+        let evaluator = Evaluator::new(&view, &self.leases, loaded).counting(operations);
         let (rows, reply) = match command {
             Command::Put(request) => {
                 let done = evaluator.put(request)?;
@@ -103,7 +105,11 @@ impl Sequencer {
             }
             Command::LeaseGrant { id, ttl } => return self.grant(*id, *ttl, now),
             Command::LeaseRenewed { id, ttl } => return self.renewed(*id, *ttl),
-            Command::Compact { revision } => return self.compact(*revision),
+            Command::Compact { revision } => {
+                let compacted = self.compact(*revision)?;
+                operations.range();
+                return Ok(compacted);
+            }
             Command::AlarmActivate(alarm) => return Ok(self.alarm(*alarm, true)),
             Command::AlarmDeactivate(alarm) => return Ok(self.alarm(*alarm, false)),
         };

@@ -2,8 +2,9 @@
 //!
 //! A tower layer around the whole gRPC router: it reads gRPC's own message framing as bodies pass, so that no service
 //! has to count anything. Invariants: it never alters, delays or buffers a body; each RPC that starts is handled once,
-//! as `Canceled` when its client goes away before the trailers. It deliberately ignores paths outside [`METHODS`], as
-//! grpc-go does with methods that aren't registered: clients can't create label values.
+//! as `Canceled` when its client goes away before the trailers; an RPC that one Duet forwards to another counts at the
+//! first alone, which the client talks to. It deliberately ignores paths outside [`METHODS`], as grpc-go does with
+//! methods that aren't registered: clients can't create label values.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::RwLock;
 use prometheus::{Histogram, IntCounter, IntCounterVec};
@@ -58,6 +59,9 @@ const CODES: [&str; 17] = [
 ];
 const CODE_CANCELED: usize = 1;
 const CODE_UNKNOWN: usize = 2;
+
+/// The header of requests that another Duet has forwarded, and counted.
+pub const FORWARDED: HeaderName = HeaderName::from_static("duet-forwarded");
 
 /// Distinct `client_api_version` labels that are kept; further ones count as `other`.
 const CLIENT_VERSIONS_MAX: usize = 32;
@@ -193,7 +197,8 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let grpc = &self.metrics.grpc;
-        let Some(method) = grpc.by_path.get(request.uri().path()).cloned() else {
+        let method = grpc.by_path.get(request.uri().path()).filter(|_| !request.headers().contains_key(FORWARDED));
+        let Some(method) = method.cloned() else {
             return Box::pin(self.inner.call(request));
         };
         method.started.inc();
@@ -387,6 +392,18 @@ mod tests {
         assert_eq!(value(&metrics, "etcd_network_client_grpc_sent_bytes_total"), Some(5.0));
         let clients = r#"etcd_server_client_requests_total{client_api_version="3.6.4",type="unary"}"#;
         assert_eq!(value(&metrics, clients), Some(1.0));
+    }
+
+    #[tokio::test]
+    async fn an_rpc_that_another_duet_has_forwarded_was_counted_there() {
+        let metrics = Metrics::unshared();
+        let answer = service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::from(message(b"123")))) });
+        let service = GrpcMetricsLayer::new(metrics.clone()).layer(answer);
+        let request = Request::post("/etcdserverpb.KV/Range").header(FORWARDED, "1").body(Body::empty()).unwrap();
+        service.oneshot(request).await.unwrap().into_body().collect().await.unwrap();
+        let label = r#"{grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"}"#;
+        assert_eq!(value(&metrics, &format!("grpc_server_started_total{label}")), Some(0.0));
+        assert_eq!(value(&metrics, "etcd_network_client_grpc_sent_bytes_total"), Some(0.0));
     }
 
     #[tokio::test]

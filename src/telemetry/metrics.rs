@@ -1,21 +1,26 @@
 //! Every metric that Duet exports, as typed handles.
 //!
 //! A figure that means the same as one of etcd's carries etcd's name, type, labels and buckets (source: the
-//! `metrics.go` files of etcd 3.7's server), so that etcd's dashboards and alert rules work unchanged; the rest is
-//! `duet_*`. Figures that etcd has and Duet could only invent (raft heartbeats, snapshots, bbolt) are absent rather
-//! than zero.
+//! `metrics.go` files of etcd 3.7's server, and where those are updated), so that etcd's dashboards and alert rules work
+//! unchanged; the rest is `duet_*`. Figures that etcd has and Duet could only invent (raft heartbeats, snapshots, bbolt)
+//! are absent rather than zero.
 //!
-//! Invariant: [`Metrics`] is made over a [`Registry`] that is passed in; nothing here is global, so tests and several
+//! One difference holds for all counters of operations: etcd's members each apply every write, and each counts it; here
+//! a write counts at the process that decided it, and a read or an event at the one that answered with it.
+//!
+//! Invariants: [`Metrics`] is made over a [`Registry`] that is passed in; nothing here is global, so tests and several
 //! servers in one process don't share figures. Handles are cheap to clone and to update (atomics, no locks); the hot
-//! path never looks a label up.
+//! path never looks a label up. A figure that isn't known at the moment of a scrape is absent from it ([`Known`]).
 
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::grpc::GrpcMetrics;
+pub use super::known::Known;
 use super::process::ProcessCollector;
 
 /// The etcd release whose API and behaviour this server reproduces.
@@ -133,8 +138,13 @@ impl Registrar<'_> {
     fn gauge(&self, name: &str, help: &str) -> Made<IntGauge> {
         self.keep(IntGauge::new(name, help))
     }
-    fn float_gauge(&self, name: &str, help: &str) -> Made<Gauge> {
-        self.keep(Gauge::new(name, help))
+    /// A gauge that is absent while its figure isn't known.
+    fn known_gauge(&self, name: &str, help: &str) -> Made<Known<IntGauge>> {
+        self.keep(IntGauge::new(name, help).map(Known::new))
+    }
+    /// The same for a figure with a fraction.
+    fn known_float_gauge(&self, name: &str, help: &str) -> Made<Known<Gauge>> {
+        self.keep(Gauge::new(name, help).map(Known::new))
     }
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Made<IntGaugeVec> {
         self.keep(IntGaugeVec::new(Opts::new(name, help), labels))
@@ -192,23 +202,26 @@ impl RequestKind {
 }
 
 /// Role, proposals and requests (`etcdserver/metrics.go`, `etcdhttp/health.go`).
+///
+/// A proposal is what etcd sends through raft (`v3_server.go`, `processInternalRaftRequestOnce`), which is what the
+/// writer here decides: every request that may change something, transactions whose compares fail and requests that are
+/// refused included.
 pub struct ServerMetrics {
     /// 1 while this process knows a writer that it can serve or forward writes to.
     pub has_leader: IntGauge,
     /// 1 while this process is the writer.
     pub is_leader: IntGauge,
-    /// Times that another epoch became current, this process' own included.
+    /// Times that a writer was seen to begin: this process, the one that it follows, or the one that it forwards to.
     pub leader_changes_seen_total: IntCounter,
-    /// Mutating requests committed since the start (etcd: raft's commit index; a gauge there and here).
-    pub proposals_committed_total: IntGauge,
-    /// Mutating requests applied to the store since the start.
-    pub proposals_applied_total: IntGauge,
-    /// Mutating requests accepted and not yet committed.
+    /// Proposals that this process decided and that are durable, refusals included as in etcd: a gauge there and here,
+    /// of raft's commit index, which goes on after a restart where this one begins anew. Known to the writer alone.
+    pub proposals_committed_total: Known<IntGauge>,
+    /// Those of them that the store in memory has, too: all, since they become durable and visible in one step.
+    pub proposals_applied_total: Known<IntGauge>,
+    /// Proposals that wait for their answer, wherever they are: queued, being gathered, or on their way to PostgreSQL.
     pub proposals_pending: IntGauge,
-    /// Mutating requests that failed: rejected by PostgreSQL, outcome unknown, or no leader.
+    /// Proposals without an answer: no leader, storage refused or lost them, too late, or given up by the client.
     pub proposals_failed_total: IntCounter,
-    /// Requests that took longer than etcd's 100 ms (etcd logs the same as "apply request took too long").
-    pub slow_apply_total: IntCounter,
     /// The backend quota in force, bytes.
     pub quota_backend_bytes: IntGauge,
     health_success: IntCounter,
@@ -216,6 +229,7 @@ pub struct ServerMetrics {
     healthcheck: IntGaugeVec,
     healthchecks_total: IntCounterVec,
     server_id: IntGaugeVec,
+    server_id_shown: AtomicU64,
     request_seconds: Vec<[Histogram; 2]>,
 }
 
@@ -253,19 +267,12 @@ impl ServerMetrics {
             leader_changes_seen_total: r
                 .counter("etcd_server_leader_changes_seen_total", "The number of leader changes seen.")?,
             proposals_committed_total: r
-                .gauge("etcd_server_proposals_committed_total", "The number of mutating requests committed to PostgreSQL.")?,
-            proposals_applied_total: r.gauge(
-                "etcd_server_proposals_applied_total",
-                "The number of mutating requests applied to the store in memory.",
-            )?,
-            proposals_pending: r
-                .gauge("etcd_server_proposals_pending", "The number of mutating requests accepted and not yet committed.")?,
+                .known_gauge("etcd_server_proposals_committed_total", "The total number of consensus proposals committed.")?,
+            proposals_applied_total: r
+                .known_gauge("etcd_server_proposals_applied_total", "The total number of consensus proposals applied.")?,
+            proposals_pending: r.gauge("etcd_server_proposals_pending", "The current number of pending proposals to commit.")?,
             proposals_failed_total: r
-                .counter("etcd_server_proposals_failed_total", "The number of mutating requests that failed.")?,
-            slow_apply_total: r.counter(
-                "etcd_server_slow_apply_total",
-                "The total number of slow apply requests (likely overloaded from slow disk).",
-            )?,
+                .counter("etcd_server_proposals_failed_total", "The total number of failed proposals seen.")?,
             quota_backend_bytes: r.gauge("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes.")?,
             health_success: r.counter("etcd_server_health_success", "The total number of successful health checks")?,
             health_failures: r.counter("etcd_server_health_failures", "The total number of failed health checks")?,
@@ -280,20 +287,28 @@ impl ServerMetrics {
                 "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
                 &["server_id"],
             )?,
+            server_id_shown: AtomicU64::new(0),
             request_seconds,
         })
     }
 
-    /// Where the duration of a request of `kind` belongs; resolved beforehand, so this is only an index.
+    /// Where the duration of a request of `kind` belongs; resolved beforehand, so this is only an index. As in etcd a
+    /// write that is refused was a success: it was proposed, committed, and answered. One without an answer in time
+    /// wasn't, though etcd's code lets it count as one.
     #[must_use]
     pub fn request_seconds(&self, kind: RequestKind, success: bool) -> &Histogram {
         &self.request_seconds[kind as usize][usize::from(success)]
     }
 
-    /// States this process' member id.
+    /// States this process' member id; 0 while it isn't known, and the metric absent.
     pub fn set_server_id(&self, member_id: u64) {
+        if self.server_id_shown.swap(member_id, Ordering::Relaxed) == member_id {
+            return;
+        }
         self.server_id.reset();
-        self.server_id.with_label_values(&[&format!("{member_id:x}")]).set(1);
+        if member_id != 0 {
+            self.server_id.with_label_values(&[&format!("{member_id:x}")]).set(1);
+        }
     }
 
     /// Counts an answer of `/health`.
@@ -309,29 +324,30 @@ impl ServerMetrics {
     }
 }
 
-/// The store (`storage/mvcc/metrics.go`).
+/// The store (`storage/mvcc/metrics.go`). What is counted of a request is in [`crate::mvcc::Operations`].
 pub struct MvccMetrics {
-    /// Range requests and ranges inside transactions.
+    /// Looks at a range of keys: Range requests, chunks of RangeStream, and in transactions compares and previous pairs,
+    /// too; and one for each previous pair that a watcher is sent.
     pub range_total: IntCounter,
     /// Puts, inside transactions too.
     pub put_total: IntCounter,
-    /// DeleteRange requests, inside transactions too.
+    /// DeleteRange requests, inside transactions too, and one for each key of a lease that is revoked.
     pub delete_total: IntCounter,
-    /// Transactions (etcd counts every transaction of its store that isn't one single range, put or delete).
+    /// Transactions of etcd's store with more than one operation, whatever request they belong to.
     pub txn_total: IntCounter,
     /// Bytes of keys and values put since the start (a gauge in etcd).
     pub total_put_size_in_bytes: IntGauge,
-    /// Keys in the index, deleted ones that aren't compacted yet included.
-    pub keys_total: IntGauge,
+    /// Keys that exist at the published revision.
+    pub keys_total: Known<IntGauge>,
     /// The published revision.
-    pub current_revision: IntGauge,
-    /// The revision of the last compaction.
-    pub compact_revision: IntGauge,
-    /// The database's size on disk, bytes.
-    pub db_total_size_in_bytes: IntGauge,
+    pub current_revision: Known<IntGauge>,
+    /// The revision of the last compaction; −1 before the first one, as in etcd.
+    pub compact_revision: Known<IntGauge>,
+    /// The size on disk of the database that this process reads, bytes.
+    pub db_total_size_in_bytes: Known<IntGauge>,
     /// What of it is live data, bytes.
-    pub db_total_size_in_use_in_bytes: IntGauge,
-    /// Duration of HashKV.
+    pub db_total_size_in_use_in_bytes: Known<IntGauge>,
+    /// Duration of HashKV where it had to be computed.
     pub hash_rev_duration_seconds: Histogram,
 }
 
@@ -344,14 +360,15 @@ impl MvccMetrics {
             txn_total: r.counter("etcd_mvcc_txn_total", "Total number of txns seen by this member.")?,
             total_put_size_in_bytes: r
                 .gauge("etcd_debugging_mvcc_total_put_size_in_bytes", "The total size of put kv pairs seen by this member.")?,
-            keys_total: r.gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.")?,
-            current_revision: r.gauge("etcd_debugging_mvcc_current_revision", "The current revision of store.")?,
-            compact_revision: r.gauge("etcd_debugging_mvcc_compact_revision", "The revision of the last compaction in store.")?,
-            db_total_size_in_bytes: r.gauge(
+            keys_total: r.known_gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.")?,
+            current_revision: r.known_gauge("etcd_debugging_mvcc_current_revision", "The current revision of store.")?,
+            compact_revision: r
+                .known_gauge("etcd_debugging_mvcc_compact_revision", "The revision of the last compaction in store.")?,
+            db_total_size_in_bytes: r.known_gauge(
                 "etcd_mvcc_db_total_size_in_bytes",
                 "Total size of the underlying database physically allocated in bytes.",
             )?,
-            db_total_size_in_use_in_bytes: r.gauge(
+            db_total_size_in_use_in_bytes: r.known_gauge(
                 "etcd_mvcc_db_total_size_in_use_in_bytes",
                 "Total size of the underlying database logically in use in bytes.",
             )?,
@@ -368,13 +385,13 @@ impl MvccMetrics {
 pub struct WatchMetrics {
     /// Open Watch RPCs.
     pub stream_total: IntGauge,
-    /// Watchers on all streams.
+    /// Watchers on all streams; as in etcd those that a compaction has ended count until their client cancels them.
     pub watcher_total: IntGauge,
     /// Watchers that are behind and replayed from the log (etcd: unsynced).
     pub slow_watcher_total: IntGauge,
-    /// Events handed to streams.
+    /// Events sent, each as often as there are watchers that it is sent to.
     pub events_total: IntCounter,
-    /// Events queued for streams that haven't taken them yet.
+    /// Events that have been queued for watchers and not sent yet, counted likewise.
     pub pending_events_total: IntGauge,
     /// How many revisions the watcher that lags most still has to read from history.
     pub lag_revisions: IntGauge,
@@ -407,10 +424,10 @@ pub struct LeaseMetrics {
     pub renewed_total: IntCounter,
     /// Granted TTLs, seconds.
     pub ttl_total: Histogram,
-    /// Leases that expired.
+    /// Leases that were revoked because they had expired.
     pub expired_total: IntCounter,
-    /// Leases that exist.
-    pub active: IntGauge,
+    /// Leases that exist; the writer alone knows.
+    pub active: Known<IntGauge>,
 }
 
 impl LeaseMetrics {
@@ -421,14 +438,14 @@ impl LeaseMetrics {
             renewed_total: r.counter("etcd_debugging_lease_renewed_total", "The number of renewed leases seen by the leader.")?,
             ttl_total: r.histogram("etcd_debugging_lease_ttl_total", "Bucketed histogram of lease TTLs.", (1.0, 2.0, 24))?,
             expired_total: r.counter("etcd_debugging_server_lease_expired_total", "The total number of expired leases.")?,
-            active: r.gauge("duet_lease_active", "Leases that exist.")?,
+            active: r.known_gauge("duet_lease_active", "Leases that exist.")?,
         })
     }
 }
 
 /// The writer: batches, commits, queues, recovery.
 pub struct EngineMetrics {
-    /// Mutating transactions in each committed batch.
+    /// Requests that were answered with each committed batch.
     pub batch_operations: Histogram,
     /// Bytes of keys and values in each committed batch.
     pub batch_bytes: Histogram,
@@ -438,6 +455,9 @@ pub struct EngineMetrics {
     pub queue_wait_seconds: Histogram,
     /// Requests that wait in the writer's queue.
     pub queue_depth: IntGauge,
+    /// Ranges and writes that took longer, from being asked to being answered, than etcd's 100 ms for applying one; each
+    /// is logged with its cause. etcd's own `slow_apply_total` leaves out the time until a write is committed.
+    pub slow_requests_total: IntCounter,
     /// Batches sent to PostgreSQL and not answered yet.
     pub batches_in_flight: IntGauge,
     /// Batches whose outcome was unknown because the connection broke.
@@ -445,15 +465,15 @@ pub struct EngineMetrics {
     /// Recoveries: the store read back from PostgreSQL, at start or after a broken connection.
     pub recoveries_total: IntCounter,
     /// Duration of the last recovery, seconds.
-    pub recovery_duration_seconds: Gauge,
+    pub recovery_duration_seconds: Known<Gauge>,
     /// Rows that the last recovery read.
-    pub recovery_rows: IntGauge,
+    pub recovery_rows: Known<IntGauge>,
     /// Errors that PostgreSQL or its connection gave.
     pub storage_errors_total: IntCounter,
     /// 1 while the writer's connection to PostgreSQL stands.
     pub storage_connected: IntGauge,
-    /// This writer's epoch.
-    pub epoch: IntGauge,
+    /// The epoch of the writer that this process is or follows.
+    pub epoch: Known<IntGauge>,
 }
 
 impl EngineMetrics {
@@ -461,7 +481,7 @@ impl EngineMetrics {
         Ok(Self {
             batch_operations: r.histogram(
                 "duet_engine_batch_operations",
-                "Mutating transactions in each committed batch.",
+                "Requests that were answered with each committed batch.",
                 (1.0, 2.0, 14),
             )?,
             batch_bytes: r.histogram(
@@ -480,6 +500,10 @@ impl EngineMetrics {
                 FAST_SECONDS,
             )?,
             queue_depth: r.gauge("duet_engine_queue_depth", "Requests that wait in the writer's queue.")?,
+            slow_requests_total: r.counter(
+                "duet_engine_slow_requests_total",
+                "Ranges and writes that took longer than --warning-apply-duration.",
+            )?,
             batches_in_flight: r.gauge("duet_engine_batches_in_flight", "Batches sent to PostgreSQL and not answered yet.")?,
             unknown_batches_total: r.counter(
                 "duet_engine_unknown_batches_total",
@@ -490,15 +514,15 @@ impl EngineMetrics {
                 "Times that the store was read back from PostgreSQL, at start or after a broken connection.",
             )?,
             recovery_duration_seconds: r
-                .float_gauge("duet_engine_recovery_duration_seconds", "Duration of the last recovery.")?,
-            recovery_rows: r.gauge("duet_engine_recovery_rows", "Rows that the last recovery read.")?,
+                .known_float_gauge("duet_engine_recovery_duration_seconds", "Duration of the last recovery.")?,
+            recovery_rows: r.known_gauge("duet_engine_recovery_rows", "Rows that the last recovery read.")?,
             storage_errors_total: r
                 .counter("duet_storage_errors_total", "Errors that PostgreSQL or the connection to it gave.")?,
             storage_connected: r.gauge(
                 "duet_storage_connected",
                 "Whether the writer's connection to PostgreSQL stands. 1 if it does, 0 otherwise.",
             )?,
-            epoch: r.gauge("duet_engine_epoch", "The epoch that this process writes or follows.")?,
+            epoch: r.known_gauge("duet_engine_epoch", "The epoch that this process writes or follows.")?,
         })
     }
 }
@@ -536,20 +560,21 @@ impl ValueCacheMetrics {
     }
 }
 
-/// Compaction (`storage/mvcc/metrics.go`, and what is Duet's own).
+/// Compaction (`storage/mvcc/metrics.go`, and what is Duet's own). Those of the database are told by the process that
+/// deletes from it, which in a pair is the leader for both.
 pub struct CompactionMetrics {
-    /// Time that the index was held by one step of a compaction, milliseconds.
+    /// Time that one compaction spent in the index, milliseconds; here it is spent in many short steps.
     pub index_pause_milliseconds: Histogram,
     /// One step of deletion in PostgreSQL, milliseconds.
     pub db_pause_milliseconds: Histogram,
-    /// One whole compaction of the database, milliseconds.
+    /// One whole compaction of the database without its time in the index, milliseconds.
     pub db_total_milliseconds: Histogram,
-    /// When the last compaction of the database ended, Unix seconds.
+    /// When the last compaction of the database ended, Unix seconds; 0 before, as in etcd.
     pub db_last: IntGauge,
     /// Rows deleted by compaction.
     pub db_keys_total: IntCounter,
-    /// Revisions that are compacted in memory and still to be removed from the database.
-    pub pending_revisions: IntGauge,
+    /// Revisions that are compacted in memory and still to be removed from the database; the writer alone knows.
+    pub pending_revisions: Known<IntGauge>,
 }
 
 impl CompactionMetrics {
@@ -575,7 +600,7 @@ impl CompactionMetrics {
                 "The unix time of the last db compaction. Resets to 0 on start.",
             )?,
             db_keys_total: r.counter("etcd_debugging_mvcc_db_compaction_keys_total", "Total number of db keys compacted.")?,
-            pending_revisions: r.gauge(
+            pending_revisions: r.known_gauge(
                 "duet_compaction_pending_revisions",
                 "Revisions compacted in memory and still to be removed from the database.",
             )?,

@@ -7,6 +7,7 @@
 //! It deliberately starts no HTTP server: `/metrics` is a route that [`crate::net`] serves.
 
 pub mod grpc;
+mod known;
 pub mod log;
 pub mod metrics;
 pub mod process;

@@ -73,7 +73,7 @@ pub struct Registration {
 pub struct HubStats {
     /// Open streams.
     pub streams: usize,
-    /// Watchers that get events.
+    /// Watchers; those that a compaction has ended are there, as in etcd, until their clients cancel them.
     pub watchers: usize,
     /// Those of them that lag.
     pub lagging: usize,
@@ -83,6 +83,8 @@ pub struct HubStats {
     pub queued: usize,
     /// Bytes of events in all queues.
     pub queued_bytes: usize,
+    /// Events in all queues, and taken from there but not sent yet.
+    pub pending_events: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -398,12 +400,13 @@ impl Hub {
     pub fn stats(&self) -> HubStats {
         let mut stats = HubStats { streams: self.streams.len(), ..HubStats::default() };
         for stream in self.streams.values() {
-            stats.watchers += stream.watchers.values().filter(|watcher| watcher.state != State::Compacted).count();
+            stats.watchers += stream.watchers.len();
             stats.lagging += stream.lagging;
             let behind = stream.watchers.values().map(|watcher| watcher.behind(self.current)).max();
             stats.lag_revisions = stats.lag_revisions.max(behind.unwrap_or(0));
             stats.queued += stream.queue.len();
             stats.queued_bytes += stream.queue.bytes();
+            stats.pending_events += stream.queue.events();
         }
         stats
     }

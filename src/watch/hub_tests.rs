@@ -267,3 +267,30 @@ fn the_lag_is_that_of_the_watcher_that_lags_most() {
     watch(&mut hub, stream, 0, "k", 4);
     assert_eq!(hub.stats().lag_revisions, 7, "revisions 4 to 10");
 }
+
+#[test]
+fn pending_are_events_and_not_responses_and_each_watcher_has_its_own() {
+    let (mut hub, stream) = hub(1);
+    watch(&mut hub, stream, 0, "a", 0);
+    let all = KeyRange::From(Bytes::from_static(b"a"));
+    hub.register(stream, Registration { watch_id: 0, range: all, start_revision: 0, options: WatchOptions::default() });
+    assert_eq!((hub.stats().queued, hub.stats().pending_events), (2, 0), "two answers to requests");
+    hub.publish(&[put(2, &["a", "b", "c"])]);
+    assert_eq!((hub.stats().queued, hub.stats().pending_events), (4, 4));
+    hub.take(stream, 3);
+    assert_eq!(hub.stats().pending_events, 3);
+    hub.close(stream);
+    assert_eq!(hub.stats().pending_events, 0);
+}
+
+#[test]
+fn a_watcher_that_a_compaction_has_ended_counts_until_it_is_cancelled_and_lags_no_more() {
+    let (mut hub, stream) = hub(9);
+    hub.compact(7);
+    watch(&mut hub, stream, 4, "a", 6);
+    assert_eq!((hub.stats().watchers, hub.stats().lagging), (1, 1));
+    assert!(hub.plan(stream).is_none());
+    assert_eq!((hub.stats().watchers, hub.stats().lagging), (1, 0));
+    hub.cancel(stream, 4);
+    assert_eq!(hub.stats().watchers, 0);
+}

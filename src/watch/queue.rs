@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::hub::Limits;
-use super::watcher::{WatchId, WatchOptions};
+use super::watcher::{WatchId, WatchOptions, is_create};
 use crate::mvcc::{Event, RevisionEvents};
 use crate::types::Revision;
 
@@ -104,6 +104,22 @@ impl Item {
         matches!(self, Self::Created { .. } | Self::Refused { .. } | Self::Canceled { .. })
     }
 
+    /// How many events it tells.
+    pub(super) fn events(&self) -> usize {
+        let Self::Events { picked, .. } = self else { return 0 };
+        picked.iter().map(Picked::len).sum()
+    }
+
+    /// How many of them etcd would look for the previous pair of.
+    pub(super) fn previous(&self) -> usize {
+        match self {
+            Self::Events { picked, options, .. } if options.prev_kv => {
+                picked.iter().flat_map(Picked::events).filter(|event| !is_create(event)).count()
+            }
+            _ => 0,
+        }
+    }
+
     fn weight(&self) -> usize {
         let Self::Events { picked, .. } = self else { return size_of::<Self>() };
         size_of::<Self>() + picked.iter().map(|picked| picked.0.weight()).sum::<usize>()
@@ -117,6 +133,7 @@ pub(super) struct Queue {
     items: VecDeque<(usize, Item)>,
     bytes: usize,
     control: usize,
+    events: usize,
 }
 
 impl Queue {
@@ -124,6 +141,7 @@ impl Queue {
         let weight = item.weight();
         self.bytes += weight;
         self.control += usize::from(item.is_control());
+        self.events += item.events();
         self.items.push_back((weight, item));
     }
 
@@ -141,6 +159,7 @@ impl Queue {
         let (weight, item) = self.items.pop_front()?;
         self.bytes -= weight;
         self.control -= usize::from(item.is_control());
+        self.events -= item.events();
         Some(item)
     }
 
@@ -154,6 +173,10 @@ impl Queue {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    pub fn events(&self) -> usize {
+        self.events
     }
 
     /// Whether a client's next request can be answered without letting the queue grow.

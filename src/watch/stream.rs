@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 
+use super::counts::{Counts, Sent};
 use super::hub::{Hub, HubStats, Limits, Registration, StreamId};
 use super::queue::Item;
 use super::replay::{Matched, Replay, ReplayPlan};
@@ -98,6 +99,7 @@ struct Shared {
     inner: Mutex<Inner>,
     history: Arc<dyn History>,
     config: WatchConfig,
+    counts: Counts,
 }
 
 struct Inner {
@@ -149,7 +151,7 @@ impl WatchHub {
     /// A hub over a store at `current`, whose compact revision is `compacted` (−1 for none).
     pub fn new(current: Revision, compacted: Revision, history: Arc<dyn History>, config: WatchConfig) -> Self {
         let inner = Inner { hub: Hub::new(current, compacted, config.limits), ends: BTreeMap::new() };
-        Self { shared: Arc::new(Shared { inner: Mutex::new(inner), history, config }) }
+        Self { shared: Arc::new(Shared { inner: Mutex::new(inner), history, config, counts: Counts::default() }) }
     }
 
     /// Runs `publish`, which makes the store show some new revisions and answers their events, and hands these out: both under the
@@ -195,7 +197,14 @@ impl WatchHub {
 
     /// Figures for metrics.
     pub fn stats(&self) -> HubStats {
-        self.shared.inner.lock().hub.stats()
+        let mut stats = self.shared.inner.lock().hub.stats();
+        stats.pending_events += self.shared.counts.taken();
+        stats
+    }
+
+    /// What was sent since the last call.
+    pub fn take_sent(&self) -> Sent {
+        self.shared.counts.take_sent()
     }
 
     /// Ends every open stream with Unavailable and this text (a role change, a shutdown). Streams opened later aren't touched.
@@ -311,6 +320,7 @@ impl WatchResponses {
                 return Some(Ok(response));
             }
             if let Some(item) = self.taken.pop_front() {
+                self.shared.counts.sends(&item);
                 self.ready = wire::responses(item, self.header, self.shared.config.fragment_bytes);
                 continue;
             }
@@ -362,6 +372,7 @@ impl WatchResponses {
         if !items.is_empty() {
             self.ends.room.notify_waiters();
         }
+        self.shared.counts.takes(&items);
         self.taken.extend(items);
         if let Some(plan) = plan {
             self.replay = Some(Box::pin(replay(self.shared.clone(), Arc::new(plan))));
@@ -385,6 +396,7 @@ impl WatchResponses {
 
 impl Drop for WatchResponses {
     fn drop(&mut self) {
+        self.shared.counts.drops(&self.taken);
         self.shared.with(|inner| {
             inner.hub.close(self.stream);
             inner.ends.remove(&self.stream);

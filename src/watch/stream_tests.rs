@@ -462,3 +462,31 @@ async fn no_wake_up_is_lost_between_publishers_readers_and_replays() {
     }
     assert_eq!(fixture.hub.stats(), HubStats::default());
 }
+
+#[tokio::test(start_paused = true)]
+async fn events_count_as_sent_when_they_are_and_as_pending_until_then() {
+    let mut fixture = Fixture::new(WatchConfig::default());
+    let (requests, mut responses) = fixture.open();
+    requests.create(request("a", 0)).await;
+    requests.create(WatchCreateRequest { prev_kv: true, ..request("a", 0) }).await;
+    assert!(next(&mut responses).await.created && next(&mut responses).await.created);
+    fixture.publish(&["a"]);
+    fixture.publish(&["elsewhere"]);
+    fixture.publish(&["a"]);
+    assert_eq!(fixture.hub.stats().pending_events, 4, "two events for two watchers");
+    assert_eq!(fixture.hub.take_sent(), Sent::default());
+    next(&mut responses).await;
+    assert_eq!(fixture.hub.stats().pending_events, 3, "the others may be out of the queue, but they aren't sent");
+    for _ in 0..3 {
+        next(&mut responses).await;
+    }
+    assert_eq!(fixture.hub.stats().pending_events, 0);
+    assert_eq!(fixture.hub.take_sent(), Sent { events: 4, previous: 0 }, "a key's first put has no previous pair to look for");
+    assert_eq!(fixture.hub.take_sent(), Sent::default(), "each is told once");
+    fixture.publish(&["a"]);
+    fixture.publish(&["a"]);
+    next(&mut responses).await;
+    drop(responses);
+    assert_eq!(fixture.hub.stats(), HubStats::default(), "what wasn't sent goes with its stream");
+    assert_eq!(fixture.hub.take_sent().events, 1);
+}

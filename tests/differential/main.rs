@@ -15,6 +15,7 @@
 //!     DUET_DIFF_SHOW=1                               print every step and the reference's answer
 
 mod cases;
+mod figures;
 mod known;
 mod normalise;
 mod play;

@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
+use crate::figures::Figures;
 use crate::normalise::{Answer, Normaliser};
 use crate::script::{Request, Step, Stream, b};
 use crate::server::Server;
@@ -111,11 +112,13 @@ pub struct Player<'a> {
     normaliser: Normaliser,
     streams: BTreeMap<Stream, WatchStream>,
     transcript: Transcript,
+    /// When the script began, or after its last restart.
+    before: Figures,
     /// What the reference answered, which tells how much to wait for.
     hint: Option<&'a Transcript>,
 }
 
-/// Plays `steps` to `server` and settles every watch stream at the end.
+/// Plays `steps` to `server`, settles every watch stream at the end, and asks what the server has counted.
 ///
 /// `exact` is for a store that is fresh; any other one is emptied first. `hint` is the reference's transcript of the same steps.
 pub async fn play(server: &mut Server, steps: &[Step], exact: bool, hint: Option<&Transcript>) -> Result<Transcript> {
@@ -124,12 +127,14 @@ pub async fn play(server: &mut Server, steps: &[Step], exact: bool, hint: Option
         empty(&channel).await.context("empty the store")?;
     }
     let header = current(&channel).await?;
+    let before = Figures::scrape(server.port()).await?;
     let mut player = Player {
         server,
         channel,
         normaliser: Normaliser::new(header.revision - 1, exact, header.member_id),
         streams: BTreeMap::new(),
         transcript: Transcript::default(),
+        before,
         hint,
     };
     player.steps(steps).await?;
@@ -137,6 +142,7 @@ pub async fn play(server: &mut Server, steps: &[Step], exact: bool, hint: Option
     for stream in open {
         player.step(&Step::Settle(stream)).await?;
     }
+    player.step(&Step::Figures).await?;
     Ok(player.transcript)
 }
 
@@ -226,8 +232,10 @@ impl Player<'_> {
             Step::Restart => {
                 self.streams.clear();
                 self.server.restart().await?;
+                self.before = Figures::scrape(self.server.port()).await?;
                 String::new()
             }
+            Step::Figures => Figures::scrape(self.server.port()).await?.since(&self.before),
             Step::Group(_) => unreachable!("groups are taken apart before"),
         };
         self.transcript.0.push(Entry { step: step.clone(), answer, counts });

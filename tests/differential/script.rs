@@ -71,6 +71,8 @@ pub enum Step {
     Group(Vec<Step>),
     /// Starts the server again over its data.
     Restart,
+    /// Compares what the server has counted since the script began, or since its last restart. Every script ends with it.
+    Figures,
 }
 
 /// What a case needs of its servers.

@@ -149,6 +149,11 @@ impl Server {
         self.wait_ready().await
     }
 
+    /// Where clients, and who scrapes, connect to.
+    pub fn port(&self) -> u16 {
+        self.ports[0]
+    }
+
     /// A connection of its own would be the same to the server; the channel reconnects by itself.
     pub fn channel(&self) -> Channel {
         self.channel.clone()

@@ -90,7 +90,7 @@ pub fn short(text: &str) -> String {
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
         let at_field = out.ends_with("{ ") || out.ends_with(", ");
-        match default_field(rest).filter(|_| at_field) {
+        match Some(rest).filter(|_| at_field).and_then(default_field) {
             Some(after) => match after.strip_prefix(", ") {
                 Some(after) => rest = after,
                 None => {

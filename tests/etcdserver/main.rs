@@ -10,6 +10,7 @@ mod independent_client;
 mod kv;
 mod lease;
 mod maintenance;
+mod metrics;
 mod quota;
 mod range_stream;
 mod support;

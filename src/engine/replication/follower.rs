@@ -216,11 +216,14 @@ impl<'a> Copy<'a> {
             show(shared, store, self.diverged);
         }
         shared.member_id.store(self.ids.member_id, Ordering::Relaxed);
-        if self.diverged {
-            shared.epoch.store(self.ids.epoch, Ordering::Relaxed);
+        let before = if self.diverged {
+            shared.epoch.swap(self.ids.epoch, Ordering::Relaxed)
         } else {
             // What clients have been told never steps back, whatever this node led itself meanwhile.
-            shared.epoch.fetch_max(self.ids.epoch, Ordering::Relaxed);
+            shared.epoch.fetch_max(self.ids.epoch, Ordering::Relaxed)
+        };
+        if self.ids.epoch != before {
+            shared.metrics.server.leader_changes_seen_total.inc();
         }
         shared.cluster_id.store(self.ids.cluster_id, Ordering::Relaxed);
         let revision = shared.store.read().current();
@@ -264,7 +267,6 @@ impl<'a> Copy<'a> {
 fn publish(shared: &Shared, batch: &Batch) {
     forget_leases(shared);
     shared.hub.publish(|| shared.store.write().apply(batch));
-    shared.metrics.watch.events_total.inc_by(batch.rows.len() as u64);
     if let Some(compacted) = batch.compacted {
         shared.hub.compact(compacted);
         shared.compaction.notify_one();
