@@ -409,3 +409,22 @@ async fn a_replica_forwards_to_the_writer_and_takes_over_when_it_dies() {
     drop(standby);
     postgres.stop(common::STOP).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_request_is_told_with_its_key_and_its_cause() {
+    let dir = scratch();
+    // Everything is slow then.
+    let mut duet = dev(&dir, "--warning-apply-duration 1ns");
+    let mut client = Client::connect([duet.ready()], None).await.unwrap();
+    client.put("slow/put", "v", None).await.unwrap();
+    let line = duet.line("request=\"put\"");
+    assert!(line.contains("key=slow/put") && line.contains("cause=\"") && line.contains("committed="), "{line}");
+    client.get("slow/get", None).await.unwrap();
+    let line = duet.line("request=\"range\"");
+    assert!(line.contains("key=slow/get") && line.contains("cause=\""), "{line}");
+    client.txn(Txn::new().and_then([TxnOp::get("slow/txn", None)])).await.unwrap();
+    let line = duet.line("request=\"txn\"");
+    assert!(line.contains("key=slow/txn") && line.contains("cause=\""), "{line}");
+    client.lease_time_to_live(7, None).await.unwrap();
+    assert!(duet.line("request=\"lease_timetolive\"").contains("cause=\""));
+}
