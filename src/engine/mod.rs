@@ -111,7 +111,7 @@ struct Request {
     queued: Option<QueuedBytes>,
     reply: Undecided,
     loaded: Loaded,
-    loads: u8,
+    loads: u16,
     asked: Asked,
     /// That of the engine's own requests; a client's is where its answer is waited for.
     proposal: Option<Proposal>,

@@ -16,9 +16,9 @@ use crate::sequencer::{Command, Reply, first_key};
 use crate::telemetry::metrics::RequestKind;
 use crate::types::{LeaseId, Rev};
 
-/// How many rounds of reading values back one request may take: a transaction takes one for each depth of its nesting, of which at most 100
-/// are decoded; any other ends only because history moved on under it.
-const ROUNDS_MAX: usize = 128;
+/// How many rounds of reading values back one request may take: a transaction takes one for each depth of its nesting, which is 256 at most;
+/// any other ends only because history moved on under it.
+const ROUNDS_MAX: usize = 300;
 /// Rounds that bring nothing, and the pause after each: a follower's storage may have lost rows to a compaction of the leader's that the
 /// follower's memory hears of in a moment.
 const IDLE_ROUNDS_MAX: usize = 50;

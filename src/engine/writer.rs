@@ -31,9 +31,9 @@ const LESSOR_CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long reading values back for a write may take.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many times a write may ask for values before it is refused: once for each depth of nesting that can be decoded, and what history
-/// does meanwhile.
-const LOADS_MAX: u8 = 128;
+/// How many times a write may ask for values before it is refused: once for each depth of nesting that is taken, and what history does
+/// meanwhile.
+const LOADS_MAX: u16 = 300;
 /// What watch streams are ended with when this process stops being the writer; clients open them anew elsewhere.
 const NO_LEADER: &str = "etcdserver: no leader";
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
