@@ -65,6 +65,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// How long a stop waits for the peer to take over.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stopping follower waits until the leader has heard that.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 /// Threads of the supervisor: heartbeats go on while one of them waits for a disk.
 const SUPERVISOR_THREADS: usize = 2;
 
@@ -459,6 +461,7 @@ async fn tell_serving(mut role: watch::Receiver<Role>, serving: watch::Sender<bo
 /// Gives the leadership away, if there is somebody to take it.
 async fn hand_over(handle: Handle, mut rights: watch::Receiver<Rights>) {
     if !rights.borrow().owns {
+        leave(&handle).await;
         return;
     }
     match handle.order(Wish::Switchover).await {
@@ -470,6 +473,19 @@ async fn hand_over(handle: Handle, mut rights: watch::Receiver<Rights>) {
         }
         Err(why) => tracing::info!(why, "stopping without handing over"),
     }
+}
+
+/// Tells a leader with a fencing device that this follower goes on purpose, and waits a moment until it has heard that.
+async fn leave(handle: &Handle) {
+    if handle.order(Wish::Leave).await.is_err() {
+        return;
+    }
+    let mut views = handle.views();
+    let heard = views.wait_for(|view| {
+        let state = &view.state;
+        state.peer.is_some_and(|peer| peer.heartbeat.seen == state.record.seen)
+    });
+    let _ = tokio::time::timeout(LEAVE_PATIENCE, heard).await;
 }
 
 impl ReadLease for Gate {

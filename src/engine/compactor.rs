@@ -95,7 +95,14 @@ async fn sweep(shared: &Shared) {
         }
     }
     if target >= 0 {
-        shared.swept.send_replace(target);
+        {
+            // Held, so that whoever puts another store in its place says so after this.
+            let store = shared.store.read();
+            if store.instance() != instance {
+                return;
+            }
+            shared.swept.send_replace(target);
+        }
         let compaction = &shared.metrics.compaction;
         compaction.index_pause_milliseconds.observe(in_index.as_secs_f64() * 1000.0);
         if deleted_here && *shared.role.borrow() == Role::Active {

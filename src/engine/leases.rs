@@ -11,8 +11,8 @@ use super::{Engine, Error};
 use crate::sequencer::Command;
 use crate::types::{LeaseId, Revision};
 
-/// A renewal is answered only if the right to it was confirmed so shortly before.
-const RENEWAL_FRESH: Duration = Duration::from_millis(500);
+/// A renewal is answered only if the right to it was asked for so shortly before.
+const RENEWAL_FRESH: Duration = Duration::from_secs(1);
 /// How often a free id is looked for when the server chooses it.
 const ID_ATTEMPTS_MAX: usize = 8;
 
@@ -72,24 +72,28 @@ impl Engine {
     pub async fn lease_renew(&self, id: LeaseId) -> Result<Option<i64>, Error> {
         let read = Read::begin("lease_keepalive", &[]);
         loop {
+            let mut confirmed = Instant::now();
             self.confirm_lease_read(&read).await?;
             let stored = {
                 let lessor = self.shared.lessor.lock();
                 lessor.needs_store(id, self.shared.clock.now())
             };
             if let Some(ttl) = stored {
+                confirmed = Instant::now();
                 match self.shared.submit_revision(Command::LeaseRenewed { id, ttl }).await {
                     Ok(_) => {}
                     Err(Error::LeaseNotFound) => return Ok(None),
                     Err(error) => return Err(error),
                 }
             }
-            let confirmed = Instant::now();
             let renewed = self.shared.lessor.lock().renew(id, self.shared.clock.now());
             // A process that was stopped just now may have been replaced, and its successor counts from an earlier moment.
             if confirmed.elapsed() < RENEWAL_FRESH && self.is_still_confirmed() {
                 self.shared.metrics.lease.renewed_total.inc_by(u64::from(renewed.is_some()));
                 return Ok(renewed);
+            }
+            if read.asked.elapsed() >= self.shared.options.request_timeout {
+                return Err(Error::Timeout);
             }
         }
     }

@@ -34,6 +34,11 @@ impl Proposal {
         Self { metrics: metrics.clone(), kind: kind(command), begun: Instant::now(), fate: Fate::Failed }
     }
 
+    /// It was none.
+    pub fn withdraw(mut self) {
+        self.fate = Fate::NotProposed;
+    }
+
     pub fn end<T>(mut self, outcome: &Result<T, Error>) {
         self.fate = match outcome {
             Err(Error::TooManyRequests | Error::Stopped) => Fate::NotProposed,

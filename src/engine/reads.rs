@@ -130,8 +130,9 @@ impl Engine {
                     let response = decided?;
                     if loaded.is_empty() {
                         shared.metrics.value_cache.hits_total.inc_by(response.kvs.len() as u64);
+                    } else {
+                        shared.admit(&Used::range(&response.kvs), &loaded);
                     }
-                    shared.admit(&Used::range(&response.kvs), &loaded);
                     return Ok(response);
                 }
             }
@@ -181,7 +182,9 @@ impl Engine {
                 decided => {
                     self.shared.count_operations(operations);
                     let response = decided?.response;
-                    self.shared.admit(&Used::txn(request, &response), &loaded);
+                    if !loaded.is_empty() {
+                        self.shared.admit(&Used::txn(request, &response), &loaded);
+                    }
                     return Ok(response);
                 }
             }

@@ -22,7 +22,14 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
     let seen = match &shared.options.recall {
         Some(recall) => {
             let examined = recall.examine(meta.cluster_id, last_revision(&meta), shared.seen(), meta.wrote_before.clone());
-            examined.await.map_err(LogError::Unusable)?
+            match examined.await {
+                Ok(seen) => seen,
+                Err(why) => {
+                    // Somebody else may have written meanwhile, over a session that this one's has given way to.
+                    writer.confirm().await?;
+                    return Err(LogError::Unusable(why));
+                }
+            }
         }
         None => None,
     };

@@ -110,6 +110,10 @@ impl Engine {
         let read = self.shared.log.reader().rows(seen.revision, seen.revision, 1).await;
         let page = read.map_err(|error| Error::Storage(error.to_string()))?;
         sought.pass(&page.rows);
+        if page.compacted < seen.revision && sought.rows.is_empty() {
+            // The writer's own session has it: this one leads to a server that is behind, such as a former primary.
+            return Err(Error::Storage(format!("revision {} can't be read back", seen.revision)));
+        }
         Ok(if page.compacted >= seen.revision || sought.is_found() { Holds::Yes } else { Holds::Differs })
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::admission::Used;
 use super::answer::{Answer, refuse};
 use super::metrics::Applied;
+use super::proposal::Proposal;
 use super::publish::publish;
 use super::{Error, ReadRight, Request, Role, Shared, overtaken, recovery, replication};
 use crate::mvcc::{Loaded, Operations};
@@ -243,6 +244,8 @@ impl<'a> Serving<'a> {
         };
         match outcome {
             Err(Failure::NeedValues(revs)) if request.loads < LOADS_MAX => self.load(request, revs),
+            // Nobody waits for the answer, and there is nothing to be done, such as when the revocation of an expired lease is under way.
+            Err(_) if request.proposal.is_some() => request.proposal.into_iter().for_each(Proposal::withdraw),
             outcome => {
                 let is_own = request.proposal.is_some();
                 let applied = Applied::new(operations, &request.command, outcome.is_ok(), is_own);

@@ -3,11 +3,14 @@
 //! One file for each store, so that replicas of several databases can share a directory, and replicas of one database, too: a file is
 //! never replaced by one that says less.
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder};
+use std::hash::BuildHasher;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Seen;
@@ -66,9 +69,14 @@ impl Files {
         self.0.join(name(cluster_id))
     }
 
-    /// Replicas that share the folder don't share this.
+    /// Replicas that share the folder don't share this, even if containers give them the same process id.
     fn scratch(&self) -> PathBuf {
-        self.0.join(format!("tmp.{}", std::process::id()))
+        self.0.join(format!("tmp.{:016x}", RandomState::new().hash_one(std::process::id())))
+    }
+
+    /// Waits for the others that share the folder.
+    fn lock(&self) -> io::Result<Flock<fs::File>> {
+        Flock::lock(fs::File::open(&self.0)?, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
     }
 
     /// Whether stores other than this one are remembered.
@@ -91,6 +99,7 @@ impl Files {
     /// Remembers, unless the file says as much already. Blocks until it is durable.
     pub fn save(&self, remembered: &Remembered) -> io::Result<()> {
         let Remembered { seen, in_place_of } = remembered;
+        let _turn = self.lock()?;
         if let Ok(Some(there)) = self.load(seen.cluster_id)
             && (there == *remembered
                 || there.in_place_of.is_some()

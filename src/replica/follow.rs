@@ -136,7 +136,11 @@ impl Follow {
                 self.answer(writer);
             }
             if writer.leader.is_some() {
-                let looked = self.look_around(writer).await;
+                let looked = tokio::select! {
+                    looked = self.look_around(writer) => looked,
+                    // There is another one: what the former one says, if it still says anything, doesn't matter any more.
+                    _ = leader.changed() => continue,
+                };
                 self.answer(writer);
                 if let Err(why) = looked {
                     return why;
@@ -169,7 +173,7 @@ impl Follow {
     async fn look_around(&self, writer: &mut Writer) -> Result<(), String> {
         let present = match &writer.chosen {
             Some(chosen) => {
-                let looked = look(chosen.way.upstream.channel(), None).await;
+                let looked = look(chosen.way.upstream.channel(), writer.store(), None).await;
                 let is_present =
                     |looked: &Looked| looked.instance == chosen.instance && self.objection(looked, writer.store()).is_none();
                 if looked.as_ref().is_ok_and(is_present) {
@@ -217,7 +221,8 @@ impl Follow {
     /// Takes the first way that leads to the writer. If there is none, the present one stays unless it `is_wrong`: a writer that stands
     /// still may go on.
     async fn choose_another(&self, writer: &mut Writer, is_wrong: bool) -> Option<Looked> {
-        let asked = writer.ways.iter().map(|way| async move { (way, look(way.upstream.channel(), None).await) });
+        let store = writer.store();
+        let asked = writer.ways.iter().map(|way| async move { (way, look(way.upstream.channel(), store, None).await) });
         let mut asked: FuturesOrdered<_> = asked.collect();
         let mut found = None;
         let mut reasons = Vec::new();
@@ -275,7 +280,7 @@ impl Follow {
             if !looked.active {
                 return Ok(());
             }
-            let asked = look(chosen.way.upstream.channel(), Some(seen)).await;
+            let asked = look(chosen.way.upstream.channel(), looked.cluster_id, Some(seen)).await;
             match asked.ok().filter(|asked| asked.instance == chosen.instance).and_then(|asked| asked.verdict) {
                 Some(Holds::Yes) => {}
                 Some(Holds::Lacks(last)) => return Err(self.memory.lacks(seen, last)),

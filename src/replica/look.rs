@@ -59,14 +59,14 @@ pub struct Looked {
     pub verdict: Option<Holds>,
 }
 
-/// Asks; with `seen`, for a verdict, too.
+/// Asks about the store `cluster_id` (0: whichever it is); with `seen`, for a verdict, too.
 ///
 /// # Errors
 /// Nobody answers, or nobody who understands the question.
-pub async fn look(channel: Channel, seen: Option<Seen>) -> Result<Looked, String> {
+pub async fn look(channel: Channel, cluster_id: u64, seen: Option<Seen>) -> Result<Looked, String> {
     let patience = if seen.is_some() { VERDICT_TIMEOUT } else { LOOK_TIMEOUT };
     let mut client = ReplicaClient::new(channel);
-    let answer = timeout(patience, client.look(LookRequest { seen: seen.map(on_wire) })).await;
+    let answer = timeout(patience, client.look(LookRequest { seen: seen.map(on_wire), cluster_id })).await;
     let answer = answer.map_err(|_| format!("no answer within {patience:?}"))?;
     let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?.into_inner();
     let (part, verdict) = (answer.part(), answer.verdict());
@@ -109,9 +109,12 @@ struct Answers {
 }
 
 impl Answers {
-    /// What is remembered, and what was shown since that was last looked at.
-    fn newest(&self) -> Option<Seen> {
-        match (self.engine.seen(), self.memory.newest()) {
+    /// What is remembered, and what was shown since that was last looked at. Of the store that was asked about, even if this process has
+    /// only its predecessor's file to tell by.
+    fn newest(&self, asked: u64) -> Option<Seen> {
+        let own = self.engine.seen().filter(|own| asked == 0 || own.cluster_id == asked);
+        let known = if asked == 0 { self.memory.newest() } else { self.memory.remembered(asked) };
+        match (own, known) {
             (Some(own), Some(known)) if own.cluster_id == known.cluster_id && known.revision > own.revision => Some(known),
             (own, known) => own.or(known),
         }
@@ -126,7 +129,8 @@ impl Replica for Answers {
             Role::Recovering => Part::Recovering,
             Role::Standby | Role::Following | Role::Failed(_) | Role::Stopped => Part::Standby,
         };
-        let asked = request.into_inner().seen.and_then(off_wire).filter(|_| part == Part::Writer);
+        let LookRequest { seen, cluster_id } = request.into_inner();
+        let asked = seen.and_then(off_wire).filter(|_| part == Part::Writer);
         let verdict = match asked {
             Some(seen) => self.engine.holds(seen).await.ok(),
             None => None,
@@ -143,7 +147,7 @@ impl Replica for Answers {
             part: part.into(),
             cluster_id: self.engine.ids().0,
             revision: self.engine.revision(),
-            seen: self.newest().map(on_wire),
+            seen: self.newest(cluster_id).map(on_wire),
             verdict: verdict.into(),
         }))
     }

@@ -141,6 +141,12 @@ impl Memory {
         known.refused.is_none().then_some(known.seen)
     }
 
+    /// The newest that clients of the store `cluster_id` have been shown, be it the present one or not.
+    pub fn remembered(&self, cluster_id: u64) -> Option<Seen> {
+        let mut state = self.state.lock();
+        self.known(&mut state, cluster_id).filter(|known| known.refused.is_none()).map(|known| known.seen)
+    }
+
     /// URLs of the last writer that requests were forwarded to.
     pub fn last_writer(&self) -> Vec<String> {
         self.state.lock().last_writer.clone()
@@ -188,7 +194,11 @@ impl Memory {
                 self.data_dir.display()
             );
         }
-        self.state.lock().current = Some(cluster_id);
+        let mut state = self.state.lock();
+        state.current = Some(cluster_id);
+        // Whoever wrote before has been asked: if its machine is gone, that needn't be found out again at each session.
+        state.last_writer.clear();
+        drop(state);
         Ok(expected)
     }
 

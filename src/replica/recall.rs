@@ -34,7 +34,7 @@ impl Examiner {
         urls.sort();
         urls.dedup();
         urls.retain(|url| !self.own_urls.contains(url));
-        let mut asked: FuturesUnordered<_> = urls.into_iter().map(|url| self.ask_one(url)).collect();
+        let mut asked: FuturesUnordered<_> = urls.into_iter().map(|url| self.ask_one(url, cluster_id)).collect();
         while let Some((url, said)) = asked.next().await {
             match said {
                 Ok(Some(seen)) if seen.cluster_id == cluster_id => self.memory.hear(seen, Source::Replica(url)),
@@ -44,9 +44,9 @@ impl Examiner {
         }
     }
 
-    async fn ask_one(&self, url: String) -> (String, Result<Option<Seen>, String>) {
+    async fn ask_one(&self, url: String, cluster_id: u64) -> (String, Result<Option<Seen>, String>) {
         let said = match Upstream::fresh(&url, self.tls.clone()) {
-            Ok(upstream) => look(upstream.channel(), None).await.map(|looked| looked.seen),
+            Ok(upstream) => look(upstream.channel(), cluster_id, None).await.map(|looked| looked.seen),
             Err(error) => Err(error),
         };
         (url, said)

@@ -127,7 +127,8 @@ async fn what_is_agreed_puts_nobody_off() {
     let leader = fenced.pair.until_paired().await;
     let mut load = load(&fenced.pair, seed);
     load.progress(50).await;
-    // A switchover, a PostgreSQL that is killed, a maintenance, a node that is stopped: the peer is heard each time.
+    // A switchover, a PostgreSQL that is killed, a maintenance, a node that is stopped, and one that is started again: the peer is heard, or
+    // has said that it goes.
     fenced.pair.operate(leader, &["switchover"]).await.expect("it is possible");
     load.progress(50).await;
     assert_eq!(fenced.pair.until_paired().await, 1 - leader);
@@ -142,6 +143,13 @@ async fn what_is_agreed_puts_nobody_off() {
     load.progress(50).await;
     fenced.start_node(1 - leader);
     fenced.pair.operate(leader, &["maintenance", "--end"]).await.unwrap();
+    assert_eq!(fenced.pair.until_paired().await, leader);
+    load.progress(50).await;
+    fenced.pair.node(1 - leader).signal(Signal::SIGTERM);
+    fenced.pair.node(1 - leader).ended();
+    fenced.pair.until("alone", |all| all.iter().any(|one| one.open && one.mode.as_deref() == Some("SOLO"))).await;
+    load.progress(50).await;
+    fenced.start_node(1 - leader);
     assert_eq!(fenced.pair.until_paired().await, leader);
     assert_eq!(fenced.called(), "", "nobody was put off");
     let unknown = |outcome: &Outcome| matches!(outcome, Outcome::Unknown);

@@ -234,6 +234,7 @@ fn with_a_fencing_device_pauses_switchovers_and_copies_made_anew_lose_nothing() 
     assert_holds(Pair { budget: Budget { switchovers: 1, crashes: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
     assert_holds(Pair { budget: Budget { rebuilds: 1, crashes: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
     assert_holds(Pair { budget: Budget { wishes: 2, disks: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
+    assert_holds(Pair { budget: Budget { wishes: 1, switchovers: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
 }
 
 #[test]
@@ -292,4 +293,22 @@ fn believing_that_a_peer_is_off_that_was_heard_since_is_noticed() {
     ];
     let budget = Budget { crashes: 1, cuts: 1, ticks: 18, ..FENCED.budget };
     assert_noticed(Mutation::BelievesLateFence, Pair { budget, prefix, ..FENCED });
+}
+
+#[test]
+fn an_operator_s_decision_holds_against_whatever_its_former_owner_decided_alone() {
+    use Happening::*;
+    for (mode, third) in [(Mode::Pair, Third::Fence { delay: 1 }), (Mode::Asym, Third::Witness), (Mode::Asym, Third::Nobody)] {
+        // A goes on alone and is lost; B, which knows nothing of that, is made the owner.
+        let alone: &[Happening] = if mode == Mode::Pair { &[SwapArrives(0, true), SwapArrives(0, true)] } else { &[Crash(1)] };
+        let steps = [CutPair, Tick, Tick].iter().chain(alone).chain(&[Tick, Tick, Crash(0), Restart(1), Tick, Force(1), Tick]);
+        let budget = Budget { crashes: 2, cuts: 1, ticks: 20, ..FENCED.budget };
+        let forced = steps.fold(World::steady(mode, third, budget, None), |world, step| world.after(*step).unwrap_or(world));
+        assert!(forced.nodes[0].state.may_be_alone() && forced.nodes[1].state.is_owner(), "{mode:?} {third:?}: {forced:?}");
+        let back = [Heal, Restart(0), Tick, Tick, Tick];
+        let world = back.iter().fold(forced, |world, step| world.after(*step).unwrap_or(world));
+        let [a, b] = &world.nodes;
+        assert_eq!(a.state.record.seen, b.state.record.seen, "{mode:?} {third:?}");
+        assert!(b.state.is_owner() && !a.state.is_owner(), "{mode:?} {third:?}: the former owner follows");
+    }
 }

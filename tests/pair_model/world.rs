@@ -160,6 +160,10 @@ pub enum Happening {
     Hold(usize),
     /// To this node the other one is in maintenance, or not any more.
     Maintenance(usize),
+    /// This node is going to be stopped on purpose.
+    Leave(usize),
+    /// An operator makes this node the owner, whatever is lost. Not among those that are explored: the rules don't hold then.
+    Force(usize),
     /// This node's disk takes nothing for long.
     Stall(usize),
     /// This node's disk has no room, or has some again.
@@ -255,7 +259,7 @@ impl World {
                     all.extend([Stall(i), Fill(i)]);
                 }
                 if budget.wishes > 0 {
-                    all.extend([Hold(i), Maintenance(i)]);
+                    all.extend([Hold(i), Maintenance(i), Leave(i)]);
                 }
             }
             if budget.crashes > 0 {
@@ -352,6 +356,11 @@ impl World {
                 let away = world.nodes[node].state.peer_away_until.is_some();
                 world.deliver(node, Event::Operator(if away { Wish::PeerBack } else { Wish::PeerAway { until: u64::MAX } }));
             }
+            Leave(node) => {
+                world.budget.wishes -= 1;
+                world.deliver(node, Event::Operator(Wish::Leave));
+            }
+            Force(node) => world.deliver(node, Event::Operator(Wish::AcceptDataLoss)),
             Stall(node) => {
                 world.budget.disks -= 1;
                 world.deliver(node, Event::Stalled);

@@ -106,6 +106,8 @@ pub enum Wish {
     },
     /// The peer counts again.
     PeerBack,
+    /// This follower is going to be stopped: its peer may go on alone, and needn't have its machine put off (fencing device only).
+    Leave,
 }
 
 /// What one node tells the other, ten times a second and when something changes.

@@ -11,7 +11,7 @@
 
 use super::event::Note;
 use super::register::{Mode, Register};
-use super::state::{State, Third};
+use super::state::{Phase, State, Third};
 use super::step::Step;
 
 impl State {
@@ -61,7 +61,11 @@ impl Step {
         if self.state.hears_peer(self.state.setup.timing.solo_after, self.now) {
             // It is there, and of no use: it needn't be put off, only asked.
             self.propose(Mode::Solo);
-        } else if self.state.may_fence() && self.state.pending.is_none() {
+        } else if self.state.may_fence()
+            && self.state.pending.is_none()
+            && !self.state.hears_peer(self.state.setup.timing.witness_lost, self.now)
+        {
+            // A process that is started again is back sooner: its machine isn't put off for that.
             self.state.proposal = None;
             let solo = self.value(Mode::Solo);
             self.note_lost_peer();
@@ -89,11 +93,22 @@ impl Step {
     /// An owner that has stopped using its lease gives its right to the peer, which has everything; whether it did.
     pub(super) fn give_by_fence(&mut self) -> bool {
         let paired = self.state.record.seen.is_some_and(|seen| seen.mode == Mode::Pair) && self.state.record.intent.is_none();
-        let gives = self.state.fences() && paired && self.releases() && self.state.peer_is_ready(self.now);
+        // Heard just now: whoever is given the right and isn't there any more leaves nobody who may go on.
+        let there = self.state.hears_peer(2 * self.state.setup.timing.heartbeat, self.now);
+        let gives = self.state.fences() && paired && there && self.releases() && self.state.peer_is_ready(self.now);
         if gives {
             self.give();
         }
         gives
+    }
+
+    /// A follower gives up its right to take over. The next version may be that of a right that it is just being given.
+    pub(super) fn leave(&mut self) {
+        let follows = self.state.phase == Phase::Follower && self.state.pending.is_none();
+        let paired = self.state.record.seen.filter(|seen| seen.mode == Mode::Pair && seen.owner != self.state.me());
+        if let Some(seen) = paired.filter(|_| self.state.fences() && follows) {
+            self.adopt(Register { version: seen.version + 2, mode: Mode::Solo, ..seen }, None);
+        }
     }
 
     /// A value whose version no takeover has, whichever may be under way: those have the next one.

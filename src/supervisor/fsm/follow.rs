@@ -5,6 +5,9 @@ use super::register::{Mode, Register};
 use super::state::{State, Third};
 use super::step::Step;
 
+/// How many versions an operator's decision is ahead of all that this node knows.
+const FORCED_AHEAD: u64 = 1 << 32;
+
 impl State {
     /// Whether this node's copy may become the store: the register says that both have everything, and this copy is whole.
     pub fn may_take_over(&self) -> bool {
@@ -76,7 +79,10 @@ impl Step {
             return;
         }
         let epoch = self.epoch() + 1;
-        let new = Register { version: self.next_version(), epoch, owner: self.state.me(), mode: Mode::Solo };
+        // Newer than whatever the peer has reached without having been heard: when it comes back, it is the one that follows.
+        let version = self.next_version() + FORCED_AHEAD;
+        self.state.issued = version;
+        let new = Register { version, epoch, owner: self.state.me(), mode: Mode::Solo };
         self.note(Note::TakesOver);
         self.adopt(new, None);
     }

@@ -21,7 +21,7 @@ impl State {
 
     /// Whether the leader may give it away without having been asked.
     fn may_hand_over_unasked(&self, now: u64) -> bool {
-        self.can_hand_over(now) && self.peer_has_room() && self.paused_until.is_none() && now >= self.hands_over_again_at
+        self.can_hand_over(now) && self.paused_until.is_none() && now >= self.hands_over_again_at
     }
 
     /// Whether the peer's disk is no reason to leave the leadership here: a node without room isn't promoted while there is a better one.

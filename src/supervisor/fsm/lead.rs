@@ -64,12 +64,19 @@ impl Step {
     /// Whether it asks the peer to take over: for a switchover, or because its own PostgreSQL has ended and the peer is faster.
     pub(super) fn releases(&self) -> bool {
         let state = &self.state;
+        // The peer is given the first turn, unless it has no room. As long as PostgreSQL doesn't even start, the peer is asked again from
+        // time to time, whatever room it has.
+        let (since, turn) = (self.now.saturating_sub(state.down_since), state.setup.timing.handover);
+        let asks = if since < 2 * turn {
+            since < turn && state.peer_has_room()
+        } else {
+            since % (2 * turn) < turn && state.postgres == Postgres::Down
+        };
         let ended = !state.opened
             && !matches!(state.postgres, Postgres::Primary(_))
             && state.peer_is_ready(self.now)
-            && state.peer_has_room()
             && state.paused_until.is_none()
-            && self.now < state.down_since + state.setup.timing.handover;
+            && asks;
         state.is_owner() && state.mode() == Some(Mode::Pair) && (state.has_released() || ended)
     }
 

@@ -94,6 +94,10 @@ impl Step {
         self.state.known_to_peer |= heartbeat.hears == Some(self.state.record.process);
         self.unfence();
         if let Some(seen) = heartbeat.seen {
+            if seen.owner == self.state.me() && seen.version > self.state.record.version() {
+                // It has given its right away, and uses no lease any more.
+                self.state.promised_until = self.state.promised_until.min(self.now);
+            }
             self.adopt(seen, heartbeat.instance);
         }
         self.use_grant(&heartbeat);
@@ -194,6 +198,7 @@ impl Step {
                     self.note(Note::PeerAway);
                 }
             }
+            Wish::Leave => self.leave(),
             Wish::PeerBack => {
                 if self.state.peer_away_until.take().is_some() {
                     self.note(Note::PeerBack);
@@ -269,6 +274,7 @@ impl Step {
         self.state.released_at = Some(self.now);
         self.state.down_since = self.now;
         self.state.unconfirmed_since = None;
+        self.state.hands_over_again_at = self.now + self.state.setup.timing.backoff;
         self.note(Note::Leads);
         self.send = true;
     }

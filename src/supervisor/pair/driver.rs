@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,7 @@ use super::status::{NodeStatus, explain};
 use super::takeover_clock::TakeoverClock;
 use super::virtual_ip::VirtualIpStatus;
 use crate::net::drain::Drain;
-use crate::supervisor::fsm::{Action, Event, Goal, Note, Phase, Record, Register, Setup, State, SwapOutcome, Wish, step};
+use crate::supervisor::fsm::{Action, Event, Goal, Mode, Note, Phase, Record, Register, Setup, State, SwapOutcome, Wish, step};
 use crate::supervisor::postgres::StartError;
 use crate::supervisor::postgres::pair::{PairPostgres, Report};
 use crate::types::{Epoch, Millis};
@@ -200,7 +201,8 @@ pub struct Driver {
     events: mpsc::Receiver<Event>,
     questions: Arc<tokio::sync::Semaphore>,
     swaps: Arc<tokio::sync::Semaphore>,
-    fencing: Arc<tokio::sync::Semaphore>,
+    /// The command that puts the peer's machine off: its number, and its run.
+    fencing: Option<(u64, JoinHandle<()>)>,
     clock: TakeoverClock,
 }
 
@@ -211,6 +213,11 @@ impl Driver {
         let mut record = parts.record;
         // A directory that was emptied, or a copy that was interrupted: what the record says of it isn't true any more.
         record.complete &= parts.postgres.has_data();
+        if parts.fence.is_some() {
+            // What a witness may have held before says nothing any more: should one be asked again, it isn't believed until the owner has
+            // written to it.
+            record.instance = None;
+        }
         let state = State::new(parts.setup, record, clock::now());
         let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
         let (views, views_rx) = watch::channel(View { state });
@@ -229,7 +236,7 @@ impl Driver {
             events,
             questions: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
             swaps: Arc::new(tokio::sync::Semaphore::new(WITNESS_CALLS_MAX)),
-            fencing: Arc::new(tokio::sync::Semaphore::new(1)),
+            fencing: None,
             clock: TakeoverClock::default(),
             state,
             parts,
@@ -284,6 +291,9 @@ impl Driver {
         }
         if report.short_of_disk != self.state.short_of_disk {
             self.event(Event::Disk { short: report.short_of_disk }).await?;
+            if report.goal != self.goal {
+                return Ok(());
+            }
         }
         self.event(Event::Postgres(report.postgres)).await?;
         if report.stalled && report.goal == self.goal {
@@ -319,6 +329,8 @@ impl Driver {
             Wish::PeerBack if before.peer_away_until.is_some() => {
                 Ok("the peer counts again as soon as it has caught up".to_owned())
             }
+            Wish::Leave if after.mode() == Some(Mode::Solo) => Ok("the leader may go on alone".to_owned()),
+            Wish::Leave => Err("nothing is given up".to_owned()),
             Wish::PeerBack => Err("no maintenance is under way here".to_owned()),
         };
         // An operator who went away is no error.
@@ -337,6 +349,7 @@ impl Driver {
         self.clock.stepped(&next, &actions, now);
         self.state = next;
         self.parts.gate.set(before.and(after));
+        self.stop_void_fencing();
         self.perform(actions).await?;
         self.parts.gate.set(after);
         self.views.send_replace(View { state: self.state });
@@ -378,20 +391,30 @@ impl Driver {
         });
     }
 
-    fn fence(&self, fence: Fence, ticket: u64, new: Register) {
+    fn fence(&mut self, fence: Fence, ticket: u64, new: Register) {
         // While another one runs it is as if this had been lost on the way: it is given again.
-        let Ok(permit) = Arc::clone(&self.fencing).try_acquire_owned() else { return };
+        if self.fencing.as_ref().is_some_and(|(_, run)| !run.is_finished()) {
+            return;
+        }
         let internal = self.internal.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
+        let run = tokio::spawn(async move {
             if fence.put_off().await {
                 let outcome = SwapOutcome::Applied { instance: ticket };
                 let _ = internal.send(Event::Swapped { new, outcome }).await;
             }
         });
+        self.fencing = Some((ticket, run));
     }
 
-    fn swap(&self, instance: u64, expected: u64, new: Register) {
+    /// Ends a command that counts for nothing any more: it would put off a machine that has been heard since.
+    fn stop_void_fencing(&mut self) {
+        let wanted = self.state.pending.map(|pending| pending.instance);
+        if let Some((_, run)) = self.fencing.take_if(|(ticket, _)| wanted != Some(*ticket)) {
+            run.abort();
+        }
+    }
+
+    fn swap(&mut self, instance: u64, expected: u64, new: Register) {
         if let Some(fence) = self.parts.fence.clone() {
             return self.fence(fence, instance, new);
         }

@@ -57,7 +57,7 @@ pub(super) async fn run(command: &mut Command, run_max: Duration) -> Result<(), 
         Ok(Err(error)) => Err(format!("can't be waited for: {error}")),
         Err(_) => {
             drop(group);
-            let _ = child.wait().await;
+            let _ = timeout(LAST_WORDS, child.wait()).await;
             Err(format!("took more than {run_max:?}: killed"))
         }
     };

@@ -318,9 +318,9 @@ impl Confirming {
         let (mark, taken) = *self.mark.get_or_insert((seen.edge, Instant::now()));
         if flushed >= mark {
             self.confirmed = true;
-            self.mark = Some((seen.edge, Instant::now()));
-        } else if taken.elapsed() > CONFIRM_MAX && flushed < seen.flushed {
-            // What this node's own disk hasn't taken, nobody can have got.
+            // From here on only what this node's own disk has taken counts: nobody can have got more.
+            self.mark = Some((seen.flushed, Instant::now()));
+        } else if taken.elapsed() > CONFIRM_MAX {
             self.confirmed = false;
         }
         self.confirmed
@@ -332,7 +332,7 @@ mod tests {
     use super::*;
 
     fn seen(edge: u64, peer_flushed: Option<u64>) -> Seen {
-        Seen { edge, peer_flushed, ..Seen::default() }
+        Seen { edge, flushed: edge, peer_flushed, ..Seen::default() }
     }
 
     #[test]
