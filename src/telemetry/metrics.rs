@@ -293,8 +293,9 @@ impl ServerMetrics {
     }
 
     /// Where the duration of a request of `kind` belongs; resolved beforehand, so this is only an index. As in etcd a
-    /// write that is refused was a success: it was proposed, committed, and answered. One without an answer in time
-    /// wasn't, though etcd's code lets it count as one.
+    /// write that the writer refuses was a success: it was proposed, committed, and answered. One without an answer in
+    /// time wasn't, though etcd's code lets it count as one; and one that never gets to the writer (too large, or because
+    /// of an alarm) has no duration, where etcd proposes it first.
     #[must_use]
     pub fn request_seconds(&self, kind: RequestKind, success: bool) -> &Histogram {
         &self.request_seconds[kind as usize][usize::from(success)]

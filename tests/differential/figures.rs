@@ -1,7 +1,8 @@
 //! What a server counts of a script, on its `/metrics`: by how much each of etcd's counters has grown since the script began.
 //!
 //! Deliberately not compared: durations, sizes on disk and on the wire, figures that follow some time after the answer (compactions that
-//! nobody waited for, expiries, streams that end), and raft's own indices.
+//! nobody waited for, expiries, streams that end), raft's own indices, and how many writes were timed: etcd also times those that Duet
+//! refuses before its writer sees them, for their size or because of an alarm.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Names, as they begin a line; all of their labels are compared.
-const COMPARED: [&str; 16] = [
+const COMPARED: [&str; 15] = [
     "etcd_mvcc_range_total",
     "etcd_mvcc_put_total",
     "etcd_mvcc_delete_total",
@@ -27,8 +28,10 @@ const COMPARED: [&str; 16] = [
     "etcd_debugging_lease_ttl_total_sum",
     "etcd_mvcc_hash_rev_duration_seconds_count",
     "etcd_server_proposals_failed_total",
-    "etcd_server_request_duration_seconds_count",
 ];
+
+/// The requests of `etcd_server_request_duration_seconds` whose number is compared.
+const TIMED: [&str; 4] = ["Range", "ReadonlyTxn", "Compaction", "LeaseRevoke"];
 
 /// How long a scrape may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -44,8 +47,7 @@ impl Figures {
         let mut figures = BTreeMap::new();
         for line in text.lines() {
             let Some((series, figure)) = line.rsplit_once(' ') else { continue };
-            let name = series.split('{').next().unwrap_or_default();
-            if COMPARED.contains(&name) {
+            if is_compared(series) {
                 figures.insert(series.to_owned(), figure.parse().with_context(|| line.to_owned())?);
             }
         }
@@ -57,6 +59,12 @@ impl Figures {
         let grown = self.0.iter().map(|(series, now)| (series, now - before.0.get(series).unwrap_or(&0.0)));
         grown.filter(|(_, more)| *more != 0.0).map(|(series, more)| format!("{series} {more:+}\n")).collect()
     }
+}
+
+fn is_compared(series: &str) -> bool {
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    let is_timed = || TIMED.iter().any(|kind| labels.ends_with(&format!("type=\"{kind}\"}}")));
+    COMPARED.contains(&name) || name == "etcd_server_request_duration_seconds_count" && is_timed()
 }
 
 async fn get(port: u16) -> Result<String> {

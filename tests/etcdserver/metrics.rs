@@ -1,5 +1,5 @@
-//! What a scrape shows after requests over the wire. The figures are those of an etcd 3.7.3 after the same requests, which the differential
-//! suite compares (`tests/differential/cases/figures.rs`).
+//! What a scrape shows after requests over the wire. The differential suite compares such figures with a live etcd's at the end of each of its
+//! scripts (`tests/differential/figures.rs`).
 
 use duet::proto::etcdserverpb as pb;
 use pb::compare::{CompareTarget, TargetUnion};
