@@ -16,7 +16,8 @@
 
 pub mod args;
 pub mod config;
-pub mod dev;
+pub mod departure;
+mod dev;
 pub mod etcd;
 mod exit;
 mod guardian;

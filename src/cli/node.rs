@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::guardian::{self, Part, Pulse};
 use super::load::{self, Loaded};
 use super::server::{self, PairSide, PeerPort, Prepared, StopSignals};
-use super::{Failure, dev, runtime};
+use super::{Failure, departure, dev, runtime};
 use crate::check::Subject;
 use crate::check::node::CheckService;
 use crate::config::{Config, ListenAddress, ListenUrl, PairConfig};
@@ -28,13 +28,13 @@ use crate::proto::duetpb::check_server::CheckServer;
 use crate::proto::duetpb::peer_server::PeerServer;
 use crate::proto::duetpb::replication_server::ReplicationServer;
 use crate::storage::pg::{PgLog, PgOptions};
-use crate::supervisor::fsm::{NodeId, Setup, Third, Wish};
+use crate::supervisor::fsm::{NodeId, Setup, Third};
 use crate::supervisor::pair::admin::AdminService;
 use crate::supervisor::pair::clock;
 use crate::supervisor::pair::drill;
 use crate::supervisor::pair::driver::{Driver, Handle, Parts, View};
 use crate::supervisor::pair::fence::Fence;
-use crate::supervisor::pair::gate::{Gate, Rights};
+use crate::supervisor::pair::gate::Gate;
 use crate::supervisor::pair::history::History;
 use crate::supervisor::pair::hooks::{self, Hook};
 use crate::supervisor::pair::link::{Link, PeerService, certificate_name};
@@ -63,10 +63,6 @@ const NEWS: Duration = Duration::from_millis(200);
 /// How long a lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
-/// How long a stop waits for the peer to take over.
-const HANDOVER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a stopping follower waits until the leader has heard that.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 /// Threads of the supervisor: heartbeats go on while one of them waits for a disk.
 const SUPERVISOR_THREADS: usize = 2;
 
@@ -239,7 +235,7 @@ async fn node(
         services,
         callers: Arc::from([certificate_name(pair.node, &pair.cluster), peer_name]),
     };
-    let handing_over = hand_over(handle.clone(), gate.changes());
+    let handing_over = departure::hand_over(handle.clone(), gate.changes());
     let before_stop = Box::pin(async move {
         handing_over.await;
         // The peer's calls that last would keep the port open until the deadline.
@@ -456,36 +452,6 @@ async fn tell_serving(mut role: watch::Receiver<Role>, serving: watch::Sender<bo
             return;
         }
     }
-}
-
-/// Gives the leadership away, if there is somebody to take it.
-async fn hand_over(handle: Handle, mut rights: watch::Receiver<Rights>) {
-    if !rights.borrow().owns {
-        leave(&handle).await;
-        return;
-    }
-    match handle.order(Wish::Switchover).await {
-        Ok(text) => {
-            tracing::info!("{text}");
-            if tokio::time::timeout(HANDOVER_PATIENCE, rights.wait_for(|rights| !rights.owns)).await.is_err() {
-                tracing::warn!("the peer did not take over in time; stopping all the same");
-            }
-        }
-        Err(why) => tracing::info!(why, "stopping without handing over"),
-    }
-}
-
-/// Tells a leader with a fencing device that this follower goes on purpose, and waits a moment until it has heard that.
-async fn leave(handle: &Handle) {
-    if handle.order(Wish::Leave).await.is_err() {
-        return;
-    }
-    let mut views = handle.views();
-    let heard = views.wait_for(|view| {
-        let state = &view.state;
-        state.peer.is_some_and(|peer| peer.heartbeat.seen == state.record.seen)
-    });
-    let _ = tokio::time::timeout(LEAVE_PATIENCE, heard).await;
 }
 
 impl ReadLease for Gate {
