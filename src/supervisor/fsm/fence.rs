@@ -107,6 +107,7 @@ impl Step {
         let follows = self.state.phase == Phase::Follower && self.state.pending.is_none();
         let paired = self.state.record.seen.filter(|seen| seen.mode == Mode::Pair && seen.owner != self.state.me());
         if let Some(seen) = paired.filter(|_| self.state.fences() && follows) {
+            self.state.leaving = true;
             self.adopt(Register { version: seen.version + 2, mode: Mode::Solo, ..seen }, None);
         }
     }

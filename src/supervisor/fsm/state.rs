@@ -136,6 +136,8 @@ pub struct State {
     pub paused_until: Option<Millis>,
     /// As leader: the peer is in maintenance until then, and not waited for.
     pub peer_away_until: Option<Millis>,
+    /// This process is going to be stopped: it agrees to nothing any more.
+    pub leaving: bool,
     /// The peer has heard this process.
     pub known_to_peer: bool,
     /// How many commands this process has given to put the peer's machine off.
@@ -180,6 +182,7 @@ impl State {
             took_over_at: None,
             paused_until: None,
             peer_away_until: None,
+            leaving: false,
             known_to_peer: false,
             fenced: 0,
             short_of_disk: false,

@@ -126,7 +126,7 @@ impl Step {
     /// A follower agrees to ASYM when it is the owner's wish; with a fencing device to every mode. A takeover that it may have asked for is void from then on, for both,
     /// because its version is smaller.
     fn consider_proposal(&mut self, heartbeat: &Heartbeat) {
-        let Some(proposal) = heartbeat.proposal else { return };
+        let Some(proposal) = heartbeat.proposal.filter(|_| !self.state.leaving) else { return };
         let newer = proposal.version > self.state.record.version()
             && self.state.pending.is_none_or(|pending| proposal.version > pending.new.version);
         let agreed = proposal.mode == Mode::Asym || self.state.fences();
@@ -354,7 +354,7 @@ impl Step {
             fences: state.fences(),
             hears: state.peer.map(|peer| peer.heartbeat.process),
             short_of_disk: state.short_of_disk,
-            ready: state.phase == Phase::Follower && state.record.complete && (streams || warm && standby),
+            ready: state.phase == Phase::Follower && !state.leaving && state.record.complete && (streams || warm && standby),
         }
     }
 }
