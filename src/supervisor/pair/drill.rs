@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid, fork};
 
 use super::clock;
 use crate::types::Millis;
@@ -19,6 +19,8 @@ const FILE: &str = "drill.until";
 pub const AWAY_MAX: Duration = Duration::from_secs(60);
 /// For the answer to whoever asked.
 const LAST_WORDS: Duration = Duration::from_millis(50);
+/// How long the child that kills this process may take; then it is done here.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
 const PROCESSES_MAX: usize = 100_000;
 
 /// Kills this process and all that it has started, in a moment; its next one stays away for `away`.
@@ -30,18 +32,31 @@ pub fn die(data_dir: &Path, away: Duration) -> std::io::Result<()> {
     fs::write(data_dir.join(FILE), until.to_string())?;
     std::thread::Builder::new().name("duet-drill".to_owned()).spawn(|| {
         std::thread::sleep(LAST_WORDS);
-        let me = Pid::this();
-        let all = descendants(me);
-        // Stopped first, so that none of them does anything about the end of another.
-        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-            for pid in &all {
-                // One that has ended meanwhile is what was wanted.
-                let _ = kill(*pid, signal);
-            }
-        }
-        let _ = kill(me, Signal::SIGKILL);
+        kill_all();
     })?;
     Ok(())
+}
+
+/// This process first, so that it does nothing about the end of another: a lost machine doesn't ask anybody to take over. So it takes a
+/// process more.
+fn kill_all() {
+    let me = Pid::this();
+    let all = descendants(me);
+    // SAFETY: the child only sends signals to processes in a list that was made before, and ends; both may be done after a fork.
+    let forked = unsafe { fork() };
+    if let Ok(ForkResult::Parent { .. }) = forked {
+        // Until it is killed.
+        std::thread::sleep(KILLED_WITHIN);
+    }
+    let _ = kill(me, Signal::SIGKILL);
+    for pid in &all {
+        // One that has ended meanwhile is what was wanted.
+        let _ = kill(*pid, Signal::SIGKILL);
+    }
+    if forked.is_ok_and(ForkResult::is_child) {
+        // SAFETY: it ends the process without running anything of its parent's.
+        unsafe { nix::libc::_exit(0) }
+    }
 }
 
 /// How long this node is still to stay away, asked once: what a drill has left is removed.
