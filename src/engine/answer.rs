@@ -9,6 +9,9 @@ use super::proposal::{Proposal, is_decided};
 use super::{Asked, Error, QueuedBytes};
 use crate::sequencer::Reply;
 
+/// Why a request took long that PostgreSQL didn't hold up.
+pub(super) const WRITER_WAS_BUSY: &str = "the writer was busy with earlier requests, or values had to be read back";
+
 /// A decided request, whose answer waits until everything that it rests on is published.
 pub(super) struct Answer {
     pub reply: Option<oneshot::Sender<Result<Reply, Error>>>,
@@ -45,7 +48,7 @@ impl Answer {
             request = self.asked.kind,
             key = %self.asked.key.escape_ascii(),
             took = ?self.asked.at.elapsed(),
-            cause = "the writer was busy with earlier requests, or values had to be read back",
+            cause = WRITER_WAS_BUSY,
             "apply request took too long"
         );
     }
@@ -59,7 +62,7 @@ impl Answer {
         let cause = if committed >= waited.max(gathered) {
             "PostgreSQL took long to commit"
         } else if waited >= gathered {
-            "the writer was busy with earlier requests, or values had to be read back"
+            WRITER_WAS_BUSY
         } else {
             "the batches before it took long to commit"
         };

@@ -111,13 +111,14 @@ struct Request {
     queued: Option<QueuedBytes>,
     reply: Undecided,
     loaded: Loaded,
-    loads: u16,
+    loads: usize,
     asked: Asked,
     /// That of the engine's own requests; a client's is where its answer is waited for.
     proposal: Option<Proposal>,
 }
 
 /// What is remembered of a request for the case that it turns out slow.
+#[derive(Clone)]
 struct Asked {
     kind: &'static str,
     /// The first key that it names.
@@ -125,16 +126,27 @@ struct Asked {
     at: Instant,
 }
 
+impl Asked {
+    fn of(command: &Command) -> Self {
+        Self { kind: command.kind(), key: command.first_key(), at: Instant::now() }
+    }
+}
+
 impl Request {
-    fn new(command: Command, queued: Option<QueuedBytes>, reply: Option<oneshot::Sender<Result<Reply, Error>>>) -> Self {
-        let asked = Asked { kind: command.kind(), key: command.first_key(), at: Instant::now() };
+    fn new(
+        command: Command,
+        asked: Asked,
+        queued: Option<QueuedBytes>,
+        reply: Option<oneshot::Sender<Result<Reply, Error>>>,
+    ) -> Self {
         Self { command, queued, reply: Undecided(reply), loaded: Loaded::new(), loads: 0, asked, proposal: None }
     }
 
     /// One of the engine's own, which nobody waits for.
     fn internal(command: Command, metrics: &Metrics) -> Self {
         let proposal = Proposal::begin(metrics, &command);
-        Self { proposal: Some(proposal), ..Self::new(command, None, None) }
+        let asked = Asked::of(&command);
+        Self { proposal: Some(proposal), ..Self::new(command, asked, None, None) }
     }
 
     fn refuse(self, error: Error) {
@@ -430,17 +442,17 @@ impl Shared {
 
     /// Queues a command and waits for its answer, no longer than the request timeout.
     async fn submit(&self, command: Command) -> Result<Reply, Error> {
-        let (asked, kind, key) = (Instant::now(), command.kind(), command.first_key());
+        let asked = Asked::of(&command);
         let proposal = Proposal::begin(&self.metrics, &command);
-        let answer = self.propose(command).await;
+        let answer = self.propose(command, asked.clone()).await;
         proposal.end(&answer);
         if let Err(error) = &answer {
-            self.tell_slow_refusal(kind, &key, asked, error);
+            self.tell_slow_refusal(&asked, error);
         }
         answer
     }
 
-    async fn propose(&self, command: Command) -> Result<Reply, Error> {
+    async fn propose(&self, command: Command, asked: Asked) -> Result<Reply, Error> {
         self.refuse_unless_serving()?;
         let bytes = command.bytes();
         let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -449,7 +461,7 @@ impl Shared {
             return Err(Error::TooManyRequests);
         }
         let (reply, answer) = oneshot::channel();
-        let request = Request::new(command, Some(queued), Some(reply));
+        let request = Request::new(command, asked, Some(queued), Some(reply));
         match self.requests.try_send(request) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => return Err(Error::TooManyRequests),

@@ -18,7 +18,7 @@ use crate::types::{LeaseId, Rev};
 
 /// How many rounds of reading values back one request may take: a transaction takes one for each depth of its nesting, which is 256 at most;
 /// any other ends only because history moved on under it.
-const ROUNDS_MAX: usize = 300;
+pub(super) const ROUNDS_MAX: usize = 300;
 /// Rounds that bring nothing, and the pause after each: a follower's storage may have lost rows to a compaction of the leader's that the
 /// follower's memory hears of in a moment.
 const IDLE_ROUNDS_MAX: usize = 50;

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Error, Role, Shared};
+use super::answer::WRITER_WAS_BUSY;
+use super::{Asked, Error, Role, Shared};
 
 /// A read that is under way.
 pub(super) struct Read<'a> {
@@ -34,8 +35,8 @@ impl Shared {
     }
 
     /// After a write that no batch has answered.
-    pub(super) fn tell_slow_refusal(&self, request: &'static str, key: &[u8], asked: Instant, error: &Error) {
-        let took = asked.elapsed();
+    pub(super) fn tell_slow_refusal(&self, asked: &Asked, error: &Error) {
+        let took = asked.at.elapsed();
         let decided = !matches!(error, Error::Timeout | Error::NotApplied | Error::NoLeader | Error::Storage(_));
         if took < self.options.slow_request || decided {
             return;
@@ -46,8 +47,8 @@ impl Shared {
         } else if self.metrics.engine.batches_in_flight.get() > 0 {
             "PostgreSQL hasn't committed the batches that it waits for"
         } else {
-            "the writer was busy with earlier requests, or values had to be read back"
+            WRITER_WAS_BUSY
         };
-        tracing::warn!(request, key = %key.escape_ascii(), ?took, %error, cause, "request failed, and took long");
+        tracing::warn!(request = asked.kind, key = %asked.key.escape_ascii(), ?took, %error, cause, "request failed, and took long");
     }
 }

@@ -14,6 +14,7 @@ use super::answer::{Answer, refuse};
 use super::metrics::Applied;
 use super::proposal::Proposal;
 use super::publish::publish;
+use super::reads::ROUNDS_MAX;
 use super::{Error, ReadRight, Request, Role, Shared, overtaken, recovery, replication};
 use crate::mvcc::{Loaded, Operations};
 use crate::sequencer::{Command, Failure, Reply, Sequencer};
@@ -32,9 +33,6 @@ const LESSOR_CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long reading values back for a write may take.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many times a write may ask for values before it is refused: once for each depth of nesting that is taken, and what history does
-/// meanwhile.
-const LOADS_MAX: u16 = 300;
 /// What watch streams are ended with when this process stops being the writer; clients open them anew elsewhere.
 const NO_LEADER: &str = "etcdserver: no leader";
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -243,7 +241,7 @@ impl<'a> Serving<'a> {
             self.sequencer.evaluate(&request.command, store, &lessor, &request.loaded, now, &mut operations)
         };
         match outcome {
-            Err(Failure::NeedValues(revs)) if request.loads < LOADS_MAX => self.load(request, revs),
+            Err(Failure::NeedValues(revs)) if request.loads < ROUNDS_MAX => self.load(request, revs),
             // Nobody waits for the answer, and there is nothing to be done, such as when the revocation of an expired lease is under way.
             Err(_) if request.proposal.is_some() => request.proposal.into_iter().for_each(Proposal::withdraw),
             outcome => {

@@ -3,9 +3,7 @@
 //! One file for each store, so that replicas of several databases can share a directory, and replicas of one database, too: a file is
 //! never replaced by one that says less.
 
-use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder};
-use std::hash::BuildHasher;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -71,7 +69,7 @@ impl Files {
 
     /// Replicas that share the folder don't share this, even if containers give them the same process id.
     fn scratch(&self) -> PathBuf {
-        self.0.join(format!("tmp.{:016x}", RandomState::new().hash_one(std::process::id())))
+        self.0.join(format!("tmp.{:016x}", super::random()))
     }
 
     /// Waits for the others that share the folder.

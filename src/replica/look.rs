@@ -1,7 +1,5 @@
 //! The question that replicas ask each other: who are you, do you write, and what have clients been shown?
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +28,7 @@ impl Instance {
     /// Another one than everybody else's.
     #[must_use]
     pub fn new() -> Self {
-        Self(RandomState::new().hash_one(std::process::id()))
+        Self(super::random())
     }
 }
 

@@ -28,7 +28,15 @@ mod memory;
 mod recall;
 pub mod urls;
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
 pub use follow::Follow;
 pub use look::{Instance, service};
 pub use memory::{Memory, Source, keep};
 pub use recall::Examiner;
+
+/// A number that no other process has.
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}

@@ -4,3 +4,4 @@
 pub mod fsm;
 pub mod pair;
 pub mod postgres;
+mod process_group;

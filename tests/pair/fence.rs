@@ -1,19 +1,17 @@
 //! A fencing device in the place of a witness: a program that kills everything of the other node.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::scratch;
+use crate::common::{scratch, script};
 use crate::load;
 use crate::pair::{A, B, Pair};
 use crate::{assert_sound, seed};
 
 /// Puts a node off: its guardian, its Duet, its PostgreSQL. Fails while there is a file `broken`.
-const SCRIPT: &str = r#"#!/bin/sh
-cd "$(dirname "$0")" || exit 1
+const SCRIPT: &str = r#"cd "$(dirname "$0")" || exit 1
 echo "$1" >> called
 [ -e broken ] && { echo 'the device is broken' >&2; exit 1; }
 pid=$(cat "$1.pid")
@@ -39,9 +37,7 @@ impl Fenced {
     async fn start() -> Self {
         let (mut pair, device) = (Pair::begin(false), scratch());
         let program = device.path().join("put-off");
-        // Written by another process: one that is held open for writing can't be run.
-        let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
-        assert!(Command::new("sh").args(["-c", write]).arg(&program).arg(SCRIPT).status().unwrap().success());
+        script(&program, SCRIPT);
         for (flags, letter) in pair.flags.iter_mut().zip(['a', 'b']) {
             *flags = vec![format!("--fence-command={}", program.display()), "--fence-delay=1s".to_owned()];
             std::fs::write(device.path().join("called"), "").unwrap();

@@ -283,11 +283,8 @@ async fn each_node_tells_the_operator_s_program_of_its_part_and_at_its_end_that_
     let mut pair = Pair::begin(true);
     let told = [A, B].map(|node| pair.config(node).with_file_name("told"));
     for (file, flags) in told.iter().zip(&mut pair.flags) {
-        // Written by another process: one that is held open for writing can't be run.
-        let script = format!("#!/bin/sh\necho $1 $2 $DUET_NODE $DUET_MODE >> {}\n", file.display());
         let program = file.with_extension("sh");
-        let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
-        assert!(std::process::Command::new("sh").args(["-c", write]).arg(&program).arg(script).status().unwrap().success());
+        common::script(&program, &format!("echo $1 $2 $DUET_NODE $DUET_MODE >> {}", file.display()));
         *flags = vec![format!("--on-role-change={}", program.display())];
     }
     let mut pair = pair.started().await;

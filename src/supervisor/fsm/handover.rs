@@ -3,14 +3,14 @@
 
 use super::event::{Action, Note};
 use super::register::Mode;
-use super::state::{Handover, State};
+use super::state::{Handover, Phase, State};
 use super::step::Step;
 
 impl State {
     /// Whether the leadership can be given to the peer at this moment.
     fn can_hand_over(&self, now: u64) -> bool {
         self.opened
-            && self.is_leader()
+            && self.phase == Phase::Leader
             && self.handover.is_none()
             && self.peer_away_until.is_none()
             && self.mode() != Some(Mode::Solo)
@@ -26,7 +26,11 @@ impl State {
 
     /// Whether the peer's disk is no reason to leave the leadership here: a node without room isn't promoted while there is a better one.
     pub fn peer_has_room(&self) -> bool {
-        self.short_of_disk || !self.peer.is_some_and(|peer| peer.heartbeat.short_of_disk)
+        self.short_of_disk || !self.peer_is_short()
+    }
+
+    fn peer_is_short(&self) -> bool {
+        self.peer.is_some_and(|peer| peer.heartbeat.short_of_disk)
     }
 }
 
@@ -49,8 +53,7 @@ impl Step {
 
     /// Gives the leadership away when there is no room here, and there is at the peer's.
     pub(super) fn make_room(&mut self) {
-        let peer_is_short = self.state.peer.is_some_and(|peer| peer.heartbeat.short_of_disk);
-        if self.state.short_of_disk && !peer_is_short && self.state.may_hand_over_unasked(self.now) {
+        if self.state.short_of_disk && !self.state.peer_is_short() && self.state.may_hand_over_unasked(self.now) {
             self.begin_handover(Note::HandsOverFullDisk);
         }
     }

@@ -195,11 +195,6 @@ impl State {
         self.setup.me
     }
 
-    /// Whether it has the leader's part.
-    pub fn is_leader(&self) -> bool {
-        self.phase == Phase::Leader
-    }
-
     /// Whether this node is the register's owner, as far as it knows.
     pub fn is_owner(&self) -> bool {
         self.record.seen.is_some_and(|seen| seen.owner == self.me())

@@ -42,21 +42,26 @@ pub fn die(data_dir: &Path, away: Duration) -> std::io::Result<()> {
 fn kill_all() {
     let me = Pid::this();
     let all = descendants(me);
+    let end_all = || {
+        for pid in &all {
+            // One that has ended meanwhile is what was wanted.
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+    };
     // SAFETY: the child only sends signals to processes in a list that was made before, and ends; both may be done after a fork.
-    let forked = unsafe { fork() };
-    if let Ok(ForkResult::Parent { .. }) = forked {
+    match unsafe { fork() } {
+        Ok(ForkResult::Child) => {
+            let _ = kill(me, Signal::SIGKILL);
+            end_all();
+            // SAFETY: it ends the process without running anything of its parent's.
+            unsafe { nix::libc::_exit(0) }
+        }
         // Until it is killed.
-        std::thread::sleep(KILLED_WITHIN);
+        Ok(ForkResult::Parent { .. }) => std::thread::sleep(KILLED_WITHIN),
+        Err(_) => {}
     }
+    end_all();
     let _ = kill(me, Signal::SIGKILL);
-    for pid in &all {
-        // One that has ended meanwhile is what was wanted.
-        let _ = kill(*pid, Signal::SIGKILL);
-    }
-    if forked.is_ok_and(ForkResult::is_child) {
-        // SAFETY: it ends the process without running anything of its parent's.
-        unsafe { nix::libc::_exit(0) }
-    }
 }
 
 /// How long this node is still to stay away, asked once: what a drill has left is removed.

@@ -284,23 +284,19 @@ impl Driver {
         }
     }
 
-    /// Passes a report on, if it is about the goal in force.
+    /// Passes a report on, for as long as it is about the goal in force: each of its events may change that.
     async fn reported(&mut self, report: Report) -> Result<(), DriverError> {
-        if report.goal != self.goal {
-            return Ok(());
-        }
-        if report.short_of_disk != self.state.short_of_disk {
-            self.event(Event::Disk { short: report.short_of_disk }).await?;
+        let events = [
+            (report.short_of_disk != self.state.short_of_disk).then_some(Event::Disk { short: report.short_of_disk }),
+            Some(Event::Postgres(report.postgres)),
+            report.stalled.then_some(Event::Stalled),
+            report.rebuild_needed.then_some(Event::RebuildNeeded),
+        ];
+        for event in events.into_iter().flatten() {
             if report.goal != self.goal {
-                return Ok(());
+                break;
             }
-        }
-        self.event(Event::Postgres(report.postgres)).await?;
-        if report.stalled && report.goal == self.goal {
-            self.event(Event::Stalled).await?;
-        }
-        if report.rebuild_needed && report.goal == self.goal {
-            self.event(Event::RebuildNeeded).await?;
+            self.event(event).await?;
         }
         Ok(())
     }

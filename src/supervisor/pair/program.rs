@@ -4,36 +4,17 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::supervisor::process_group::ProcessGroup;
 use crate::telemetry::systemd::VARIABLES;
 
 /// How long output is read after the program's end: what it started may still hold the pipe.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Of one line of its output.
 const LINE_BYTES_MAX: u64 = 4096;
-
-/// A program that is running; with everything that it has started, it is killed when nobody waits for it any more.
-struct Group(Option<Pid>);
-
-impl Group {
-    /// It was waited for: its number may be another's now.
-    fn ended(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            let _ = killpg(leader, Signal::SIGKILL);
-        }
-    }
-}
 
 /// Runs `command`.
 ///
@@ -45,7 +26,7 @@ pub(super) async fn run(command: &mut Command, run_max: Duration) -> Result<(), 
         command.env_remove(name);
     }
     let mut child = command.spawn().map_err(|error| format!("can't be run: {error}"))?;
-    let mut group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw));
+    let group = ProcessGroup::of(&child);
     let mut output = tokio::task::JoinSet::new();
     output.spawn(log(child.stdout.take().map(BufReader::new)));
     output.spawn(log(child.stderr.take().map(BufReader::new)));

@@ -9,20 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::super::Postgres;
 use super::super::config::DATABASE;
-use super::super::data_dir::{sync_dir, write_durably};
+use super::super::data_dir::sync_dir;
 use super::super::initdb::{command, kernel_tells_syncfs_errors};
+use super::mark::HALF_DONE;
 use super::{Pursuit, Shared};
+use crate::supervisor::process_group::ProcessGroup;
 
-const MARKER: &str = "postgres.half-done";
-const MARKER_SCRATCH: &str = "postgres.half-done.tmp";
 /// Where a new copy grows: this, and letters of its own. A tool that outlives a killed Duet must not write into the next one's copy.
 const COPY: &str = "postgres.copy.";
 /// The data directory that a new copy replaces, until it is gone.
@@ -42,21 +40,9 @@ pub(super) enum CopyError {
     Never(String),
 }
 
-/// Whether the data directory below `root` was left half-done.
-pub(super) fn is_half_done(root: &Path) -> bool {
-    root.join(MARKER).exists()
-}
-
 fn mark(root: &Path, why: &str) -> io::Result<()> {
-    let text = format!("{why}\nThe data directory beside this file isn't whole. Duet makes it anew from the leader's.\n");
-    write_durably(&root.join(MARKER_SCRATCH), &root.join(MARKER), &text, 0o644, None)
-}
-
-fn unmark(root: &Path) -> io::Result<()> {
-    match fs::remove_file(root.join(MARKER)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => sync_dir(root),
-    }
+    HALF_DONE
+        .set(root, &format!("{why}\nThe data directory beside this file isn't whole. Duet makes it anew from the leader's.\n"))
 }
 
 /// Removes copies that didn't come to their end.
@@ -98,10 +84,10 @@ impl Pursuit<'_> {
             .arg(self.shared.network.conninfo(&postgres.data_dir, Some(DATABASE)))
             .args(unsynced());
         match run(&mut rewind, REWIND_DEADLINE, |_| ()).await {
-            Ok(()) => self.on_disk(|shared| sync(filesystem).and_then(|()| unmark(shared.root()))).await,
+            Ok(()) => self.on_disk(|shared| sync(filesystem).and_then(|()| HALF_DONE.clear(shared.root()))).await,
             // It connects before it changes anything.
             Err(said) if said.contains("connection to server") && said.contains("failed") => {
-                self.on_disk(|shared| unmark(shared.root())).await?;
+                self.on_disk(|shared| HALF_DONE.clear(shared.root())).await?;
                 Err(CopyError::Later(said))
             }
             Err(said) => Err(CopyError::Never(said)),
@@ -176,7 +162,7 @@ fn replace(root: &Path, copy: &Path, pgdata: &Path) -> io::Result<()> {
     }
     fs::rename(copy, pgdata)?;
     sync_dir(root)?;
-    unmark(root)?;
+    HALF_DONE.clear(root)?;
     remove(&root.join(OLD))
 }
 
@@ -193,29 +179,11 @@ fn tool(postgres: &Postgres, name: &str) -> Command {
     tool
 }
 
-/// A tool that runs, and those that it has started itself: they are killed together when nobody waits for them any more.
-struct Group(Option<Pid>);
-
-impl Group {
-    /// It was waited for: its number may be another's now.
-    fn ended(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            let _ = killpg(leader, Signal::SIGKILL);
-        }
-    }
-}
-
 /// Runs a tool of PostgreSQL's to its end; what it said if it failed, or if it says nothing for `silence_max`. `line` gets what it says
 /// as it comes.
 async fn run(tool: &mut Command, silence_max: Duration, line: impl Fn(&str)) -> Result<(), String> {
     let mut child: Child = tool.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
-    let group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw));
+    let group = ProcessGroup::of(&child);
     let Some(mut stderr) = child.stderr.take() else { return Err("its output can't be read".to_owned()) };
     let (mut said, mut buffer) = (String::new(), [0; 4096]);
     loop {
@@ -256,7 +224,7 @@ mod tests {
             fs::write(root.join(name).join("PG_VERSION"), contents).unwrap();
         }
         mark(root, "test").unwrap();
-        assert!(is_half_done(root));
+        assert!(HALF_DONE.is_set(root));
         replace(root, &root.join("postgres.copy.1"), &pgdata).unwrap();
         assert_eq!(fs::read_to_string(pgdata.join("PG_VERSION")).unwrap(), "new");
         remove_copies(root).unwrap();

@@ -11,9 +11,9 @@ use std::time::Duration;
 use nix::fcntl::{FallocateFlags, fallocate};
 use tokio::time::Instant;
 
-use super::super::data_dir::{sync_dir, write_durably};
 use super::super::log::DiskFaults;
 use super::Shared;
+use super::mark::DISTRUSTED;
 use super::probe::Seen;
 
 const MIB: u64 = 1 << 20;
@@ -25,9 +25,6 @@ const ENOUGH_FROM: u64 = 384 * MIB;
 const BALLAST_BYTES: u64 = 64 * MIB;
 const BALLAST: &str = "postgres.ballast";
 const BALLAST_SCRATCH: &str = "postgres.ballast.tmp";
-/// Data that an unreliable disk may have changed; it isn't followed with, and goes with the copy that it is in.
-const DISTRUSTED: &str = "postgres.distrusted";
-const DISTRUSTED_SCRATCH: &str = "postgres.distrusted.tmp";
 /// Between two looks at the room.
 const LOOK: Duration = Duration::from_millis(500);
 /// WAL that waits so long for the disk won't get there soon.
@@ -104,7 +101,7 @@ impl Shared {
 
     /// Whether the data may have been changed by a disk that failed.
     pub(super) fn is_distrusted(&self) -> bool {
-        self.distrusted.load(Ordering::Acquire) || self.root().join(DISTRUSTED).exists()
+        self.distrusted.load(Ordering::Acquire) || DISTRUSTED.is_set(self.root())
     }
 
     /// From now on a copy of the peer's is preferred to this data, also after a restart.
@@ -112,16 +109,12 @@ impl Shared {
         self.distrusted.store(true, Ordering::Release);
         let text = "The disk failed to keep what PostgreSQL wrote here. Duet makes the data directory beside this file anew from the \
                     leader's, as soon as this node follows one.\n";
-        write_durably(&self.root().join(DISTRUSTED_SCRATCH), &self.root().join(DISTRUSTED), text, 0o644, None)
+        DISTRUSTED.set(self.root(), text)
     }
 
     /// The data that was distrusted has been replaced.
     pub(super) fn trust(&self) -> io::Result<()> {
-        match fs::remove_file(self.root().join(DISTRUSTED)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) => {}
-            Ok(()) => sync_dir(self.root())?,
-        }
+        DISTRUSTED.clear(self.root())?;
         self.distrusted.store(false, Ordering::Release);
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! | `copy` | pg_rewind and pg_basebackup, and what is left when they are interrupted |
 //! | `disk` | how much room there is, the ballast, and a disk that failed |
 //! | `inspect` | what it is set to, for `duet check` |
+//! | `mark` | files that say something of the data across restarts |
 //! | `probe` | what PostgreSQL says of itself, and whether it answers at all |
 //!
 //! Invariants: a report that bears a goal's number shows nothing that was found while an earlier goal was pursued; every start has
@@ -19,6 +20,7 @@
 mod copy;
 mod disk;
 mod inspect;
+mod mark;
 mod primary;
 mod probe;
 mod role;
@@ -36,6 +38,7 @@ use tokio::task::JoinHandle;
 
 use super::{Network, Postgres, PostgresOptions, StartError, Stopped};
 use crate::supervisor::fsm::{self, Goal, NodeId};
+use mark::HALF_DONE;
 
 pub use super::network::PairTls;
 pub use inspect::{Inspection, Slot};
@@ -381,6 +384,6 @@ impl Shared {
 
     fn has_data(&self) -> bool {
         let data_dir = &self.postgres.data_dir;
-        data_dir.data_major().is_ok_and(|major| major.is_some()) && !copy::is_half_done(data_dir.root())
+        data_dir.data_major().is_ok_and(|major| major.is_some()) && !HALF_DONE.is_set(data_dir.root())
     }
 }
