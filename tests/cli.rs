@@ -112,6 +112,8 @@ fn a_wrong_configuration_is_code_64_and_starts_nothing() {
         ("etcd --initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(), "2 members"),
         ("serve --auto-tls --database postgres://x".to_owned(), "can't be used with duet serve"),
         ("frobnicate".to_owned(), "no such command"),
+        ("status nobody".to_owned(), "nothing like that is expected here"),
+        ("switchover a b".to_owned(), "nothing like that is expected here"),
     ] {
         let (code, said) = refused(&line);
         assert_eq!(code, 64, "{line}: {said}");

@@ -151,9 +151,10 @@ pub fn run(name: &str, args: &[String]) -> Result<(), Failure> {
         return Ok(());
     }
     let mut words = operand.into_iter().chain(rest);
-    let operand = words.next().filter(|_| !command.operand.is_empty());
-    if let Some(extra) = words.next() {
-        return Err(Failure::usage(format!("\"{}\": nothing like that is expected here; {usage}", redact_dsn(&extra))));
+    let operand = if command.operand.is_empty() { None } else { words.next() };
+    let extra: Vec<String> = words.map(|word| redact_dsn(&word).to_string()).collect();
+    if !extra.is_empty() {
+        return Err(Failure::usage(format!("\"{}\": nothing like that is expected here; {usage}", extra.join(" "))));
     }
     let (own, rest): (Vec<_>, Vec<_>) = flags.into_iter().partition(|(flag, _)| mine(flag).is_some());
     let flags: Vec<String> = rest.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
