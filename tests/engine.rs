@@ -256,6 +256,34 @@ async fn a_request_that_the_writer_does_not_get_to_times_out() {
 }
 
 #[tokio::test]
+async fn a_request_that_the_writer_has_not_taken_in_hand_is_withdrawn_after_the_hold() {
+    let options = Options {
+        hold: Some(Duration::from_millis(100)),
+        request_timeout: Duration::from_millis(300),
+        pipeline_depth: 1,
+        batch: BatchCaps { rows_max: 1, ..BatchCaps::default() },
+        ..Options::default()
+    };
+    let (engine, log) = engine_with(options).await;
+    log.hold(true);
+    let write = |key| {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.put(put(key, "v")).await })
+    };
+    let pause = || tokio::time::sleep(Duration::from_millis(50));
+    let sent = write("sent");
+    pause().await;
+    let staged = write("staged");
+    pause().await;
+    assert_eq!(write("waiting").await.unwrap(), Err(Error::NotApplied));
+    assert_eq!((sent.await.unwrap(), staged.await.unwrap()), (Err(Error::Timeout), Err(Error::Timeout)));
+    log.hold(false);
+    engine.put(put("later", "v")).await.unwrap();
+    let keys: Vec<Bytes> = engine.range(&everything()).await.unwrap().kvs.into_iter().map(|kv| kv.key).collect();
+    assert_eq!(keys, ["later", "sent", "staged"]);
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_instead_of_growing() {
     let options = Options {
         queue_requests_max: 8,

@@ -241,6 +241,34 @@ async fn a_takeover_reads_the_missing_tail_only_and_watches_go_on() {
     assert_eq!(everything(&follower.engine).await.kvs.len(), 2);
 }
 
+/// The clock of a process that led for long says nothing about the leases that another one has granted since.
+#[tokio::test]
+async fn a_lease_lives_its_time_when_the_leadership_goes_and_comes_back() {
+    let log = MemLog::default();
+    let first = Follower::over(&log, Options::default());
+    first.takes_over().await;
+    put(&first.engine, "k", "v").await;
+    // Without a lease there is nothing that stores its clock.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let second = Follower::over(&log, Options::default());
+    second.follow(&first.engine);
+    second.reaches(Role::Following).await;
+    first.log.may.send_replace(false);
+    second.takes_over().await;
+    assert!(first.engine.put(key_put("k", "lost", 0)).await.is_err());
+    second.engine.lease_grant(7, 2).await.unwrap();
+    second.engine.put(key_put("leased", "v", 7)).await.unwrap();
+    first.follow(&second.engine);
+    first.reaches(Role::Following).await;
+    second.log.may.send_replace(false);
+    first.takes_over().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let left = first.engine.lease_time_to_live(7, true).await.unwrap().expect("it has a second left, or less if it was renewed");
+    assert!(left.ttl <= 2, "nor does it live longer by what the other process had counted: {left:?}");
+    assert_eq!(left.keys, ["leased"]);
+    until("it ends", async || first.engine.lease_time_to_live(7, false).await.unwrap().is_none()).await;
+}
+
 #[tokio::test]
 async fn a_leader_that_has_lost_its_leadership_follows_with_what_it_has() {
     let log = MemLog::default();

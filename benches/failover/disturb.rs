@@ -25,7 +25,7 @@ const QUOTA_US: u32 = PERIOD_US / 2;
 /// Disturbs a pair under load for so long; prints what clients noticed, and how often the lead and the mode changed.
 pub fn run(cluster: &mut Cluster, disturbance: Event, long: Duration, rng: &mut SmallRng) {
     let leader = cluster.until_paired();
-    let load = Load::start(cluster);
+    let load = cluster.load();
     load.run_until(Instant::now() + Duration::from_secs(2));
     let before = cluster.register();
     let began = Instant::now();

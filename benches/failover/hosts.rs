@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use duet::supervisor::pair::history::Takeover;
 use duet::supervisor::pair::status::NodeStatus;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::load::Load;
 use crate::network::{Network, address};
 
 const WITNESS: usize = 2;
@@ -52,13 +54,10 @@ impl Cluster {
         cluster
     }
 
-    /// What puts the thread that calls it on the client's machine.
-    pub fn client_door(&self) -> impl Fn() + Send + 'static + use<> {
-        self.network.door(CLIENT)
-    }
-
-    pub fn urls(&self) -> [String; 2] {
-        [0, 1].map(|node| format!("http://{}:2379", address(node)))
+    /// Writes to both nodes, from the client's machine.
+    pub fn load(&self) -> Load {
+        let urls = [0, 1].map(|node| format!("http://{}:2379", address(node)));
+        Load::start(urls.to_vec(), self.network.door(CLIENT))
     }
 
     fn file(&self, host: usize) -> PathBuf {
@@ -142,34 +141,47 @@ impl Cluster {
         child.wait().unwrap();
     }
 
-    /// The machine is gone: its network at once, and with it everything that ran there.
-    pub fn lose(&mut self, node: usize) {
+    /// The machine is gone: its network at once, and with it everything that ran there. The moment from which it was.
+    pub fn lose(&mut self, node: usize) -> Instant {
         self.network.plug(node, false);
+        let gone = Instant::now();
         for pid in self.everything(node) {
             let _ = kill(pid, Signal::SIGKILL);
         }
         self.reap(node);
+        gone
     }
 
     pub fn kill_postgres(&mut self, node: usize) {
         kill(Pid::from_raw(self.postmaster(node).unwrap()), Signal::SIGKILL).unwrap();
     }
 
-    pub fn kill_duet(&mut self, node: usize) {
-        // The guardian and what it guards.
+    /// The guardian and what it guards, started again a little later. The moment from which they were dead.
+    pub fn kill_duet(&mut self, node: usize) -> Instant {
         for pid in self.children(node).into_iter().chain([self.pid(node)]) {
             let _ = kill(pid, Signal::SIGKILL);
         }
+        let dead = Instant::now();
         self.reap(node);
         std::thread::sleep(Duration::from_millis(100));
         self.start_host(node);
+        dead
     }
 
     pub fn freeze_postgres(&mut self, node: usize) {
-        self.frozen = self.postgres(node);
-        for pid in &self.frozen {
+        self.freeze(self.postgres(node));
+    }
+
+    /// What the guardian watches; the guardian itself goes on.
+    pub fn freeze_duet(&mut self, node: usize) {
+        self.freeze(self.children(node));
+    }
+
+    fn freeze(&mut self, pids: Vec<Pid>) {
+        for pid in &pids {
             let _ = kill(*pid, Signal::SIGSTOP);
         }
+        self.frozen = pids;
     }
 
     /// Nothing passes between the two nodes; both see everybody else.
@@ -207,13 +219,13 @@ impl Cluster {
     }
 
     /// What the survivor says of a takeover since `began`.
-    pub fn last_takeover(&self, began: Instant) -> Option<String> {
+    pub fn last_takeover(&self, began: Instant) -> Option<Takeover> {
         let age = u64::try_from(began.elapsed().as_millis()).unwrap();
         let now = u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
         let statuses = self.statuses();
         let entries =
             statuses.into_iter().filter_map(|status| status.last_takeover).filter(|entry| entry.at_ms + age + 100 >= now);
-        entries.max_by_key(|entry| entry.at_ms).map(|entry| entry.text)
+        entries.max_by_key(|entry| entry.at_ms)?.takeover
     }
 
     /// Undoes whatever was done.

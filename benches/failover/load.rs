@@ -1,4 +1,4 @@
-//! An open loop of writes to both nodes, from the client's namespace: one goes out every few milliseconds whatever became of the others.
+//! An open loop of writes to all nodes in turn, from the client's namespace: one goes out every few milliseconds whatever became of the others.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, ConnectOptions, Error};
 use tokio::sync::mpsc;
-
-use crate::hosts::Cluster;
 
 const EVERY: Duration = Duration::from_millis(5);
 /// A write that isn't answered by then has failed.
@@ -44,9 +42,10 @@ impl fmt::Display for Gap {
 }
 
 impl Load {
-    pub fn start(cluster: &Cluster) -> Self {
+    /// Begins it on the machine to which `enter` leads.
+    pub fn start(urls: Vec<String>, enter: impl Fn() + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopping, urls, enter) = (Arc::clone(&stop), cluster.urls(), cluster.client_door());
+        let stopping = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             enter();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -74,7 +73,7 @@ impl Load {
     }
 }
 
-async fn writes(urls: [String; 2], stop: Arc<AtomicBool>) -> Vec<Write> {
+async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<Write> {
     let connect = |url: String| async move {
         let options =
             ConnectOptions::new().with_keep_alive(Duration::from_secs(1), Duration::from_secs(1)).with_tcp_keepalive(PATIENCE);
@@ -86,11 +85,11 @@ async fn writes(urls: [String; 2], stop: Arc<AtomicBool>) -> Vec<Write> {
     }
     let (done, mut finished) = mpsc::unbounded_channel();
     let mut ticks = tokio::time::interval(EVERY);
-    let mut number: u64 = 0;
+    let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
         number += 1;
-        let (mut client, done) = (clients[(number % 2) as usize].clone(), done.clone());
+        let (mut client, done) = (clients[number % clients.len()].clone(), done.clone());
         let sent = Instant::now();
         tokio::spawn(async move {
             let put = async {

@@ -3,12 +3,13 @@
 //!
 //!     cargo bench --bench failover -- --runs 30 machine-lost
 //!
-//! Needs root and `ip`. Prints, for each event, the distribution of the time from the event to the first acknowledged write that was sent
+//! With `--etcd PROGRAM`, three members of etcd lose their leader's machine in turn with the pair. Needs root and `ip`. Prints, for each event, the distribution of the time from the event to the first acknowledged write that was sent
 //! after it, the longest gap between acknowledged writes, and what each takeover says of its own phases. Then what must not make anybody take
 //! over, for `--minutes` each (needs `iptables`, and control groups, version 1). It touches nothing outside of its namespaces but one
 //! control group, and removes them when it ends, however it ends.
 
 mod disturb;
+mod etcd;
 mod hosts;
 mod load;
 #[path = "../../tests/common/network.rs"]
@@ -18,8 +19,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use duet::supervisor::pair::history::Takeover;
 use rand::{RngExt, SeedableRng};
 
+use etcd::Etcd;
 use hosts::Cluster;
 use load::{Gap, Load};
 
@@ -30,8 +33,10 @@ enum Event {
     MachineLost,
     /// The leader's postmaster, with kill -9.
     PostgresKilled,
-    /// The leader's Duet, with kill -9, started again after 100 ms as systemd does.
+    /// The leader's Duet and its guardian, with kill -9, started again after 100 ms as systemd does.
     DuetKilled,
+    /// The leader's Duet, stopped; its guardian is to find out.
+    DuetFrozen,
     /// All of the leader's PostgreSQL, stopped.
     PostgresFrozen,
     /// The follower's machine.
@@ -75,6 +80,9 @@ struct Options {
     /// The program; default: the release build beside this one.
     #[arg(long)]
     duet: Option<PathBuf>,
+    /// etcd's program: three members of it lose their leader's machine in turn with the pair.
+    #[arg(long, env = "ETCD_BIN")]
+    etcd: Option<PathBuf>,
     /// What cargo bench passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -84,7 +92,7 @@ struct Options {
 struct Run {
     first_ack: Duration,
     gap: Gap,
-    phases: Option<String>,
+    takeover: Option<Takeover>,
 }
 
 fn main() {
@@ -95,65 +103,97 @@ fn main() {
     let mut rng = rand::rngs::SmallRng::seed_from_u64(seed);
     let all: Vec<Event> = <Event as clap::ValueEnum>::value_variants().to_vec();
     let events = if options.events.is_empty() { all } else { options.events.clone() };
+    let mut etcd = options.etcd.as_deref().map(Etcd::start);
     let mut cluster = Cluster::start(&duet);
+    println!(
+        "| event | runs | first | gap | failed | takeovers | detect | decide | promote | open | serve |, ms: best / median / worst"
+    );
     for event in events {
         if event.only_disturbs() {
             disturb::run(&mut cluster, event, Duration::from_secs_f64(options.minutes * 60.0), &mut rng);
             continue;
         }
-        let mut runs = Vec::new();
+        let mut beside = etcd.as_mut().filter(|_| event == Event::MachineLost);
+        let (mut runs, mut of_etcd) = (Vec::new(), Vec::new());
         for _ in 0..options.runs {
             runs.push(run(&mut cluster, event, &mut rng));
+            if let Some(etcd) = &mut beside {
+                of_etcd.push(run_etcd(etcd, &mut rng));
+            }
         }
-        report(event, &runs);
+        report(&format!("{event:?}"), &runs);
+        if beside.is_some() {
+            report("MachineLost, etcd", &of_etcd);
+        }
     }
+}
+
+/// Lets the load run alone for a while that ends anywhere within a lease's length.
+fn settle(load: &Load, rng: &mut rand::rngs::SmallRng) {
+    load.run_until(Instant::now() + Duration::from_millis(1500 + rng.random_range(0..800)));
+}
+
+/// How long the load goes on after the event.
+const AFTERWARDS: Duration = Duration::from_secs(4);
+
+fn run_etcd(etcd: &mut Etcd, rng: &mut rand::rngs::SmallRng) -> Run {
+    let leader = etcd.until_led();
+    let load = etcd.load();
+    settle(&load, rng);
+    let began = Instant::now();
+    let effective = etcd.lose(leader);
+    load.run_until(Instant::now() + AFTERWARDS);
+    let (first_ack, gap) = load.finish(began, effective);
+    etcd.heal();
+    println!("MachineLost, etcd: first acknowledged after {first_ack:?}, {gap}");
+    Run { first_ack, gap, takeover: None }
 }
 
 fn run(cluster: &mut Cluster, event: Event, rng: &mut rand::rngs::SmallRng) -> Run {
     let leader = cluster.until_paired();
-    let load = Load::start(cluster);
-    // Anywhere within a lease's length.
-    std::thread::sleep(Duration::from_millis(1500 + rng.random_range(0..800)));
+    let load = cluster.load();
+    settle(&load, rng);
     let began = Instant::now();
+    let mut effective = None;
     match event {
-        Event::MachineLost => cluster.lose(leader),
+        Event::MachineLost => effective = Some(cluster.lose(leader)),
         Event::PostgresKilled => cluster.kill_postgres(leader),
-        Event::DuetKilled => cluster.kill_duet(leader),
+        Event::DuetKilled => effective = Some(cluster.kill_duet(leader)),
+        Event::DuetFrozen => cluster.freeze_duet(leader),
         Event::PostgresFrozen => cluster.freeze_postgres(leader),
-        Event::StandbyLost => cluster.lose(1 - leader),
+        Event::StandbyLost => effective = Some(cluster.lose(1 - leader)),
         Event::Partition => cluster.cut(),
         Event::WitnessLost => cluster.lose_witness(),
         Event::Switchover => cluster.switch_over(leader),
         Event::Pauses | Event::LeaderStarved | Event::FollowerStarved | Event::PacketLoss => unreachable!("these lose nothing"),
     }
-    let effective = Instant::now();
-    load.run_until(effective + Duration::from_secs(4));
+    let effective = effective.unwrap_or_else(Instant::now);
+    load.run_until(Instant::now() + AFTERWARDS);
     let (first_ack, gap) = load.finish(began, effective);
-    let phases = cluster.last_takeover(began);
+    let takeover = cluster.last_takeover(began);
     cluster.heal();
+    let phases = takeover.map(|takeover| takeover.phases().map(|(phase, ms)| format!("{phase} {ms}")).join(", "));
     println!("{event:?}: first acknowledged after {first_ack:?}, {gap}; {}", phases.as_deref().unwrap_or("no takeover"));
-    Run { first_ack, gap, phases }
+    Run { first_ack, gap, takeover }
 }
 
-fn report(event: Event, runs: &[Run]) {
-    let sorted = |of: &dyn Fn(&Run) -> Duration| {
-        let mut values: Vec<Duration> = runs.iter().map(of).collect();
-        values.sort();
-        values
-    };
-    let first = sorted(&|run| run.first_ack);
-    let gaps = sorted(&|run| run.gap.longest);
+/// A line of a Markdown table: the event, its runs, then best / median / worst in milliseconds of the first acknowledgement and the longest
+/// gap, how many writes failed, how many takeovers there were, and the same three of each of their phases.
+fn report(event: &str, runs: &[Run]) {
     let failed: usize = runs.iter().map(|run| run.gap.failed).sum();
-    let takeovers = runs.iter().filter(|run| run.phases.is_some()).count();
-    let ms = |values: &[Duration], part: f64| values[((values.len() - 1) as f64 * part).round() as usize].as_millis();
-    println!(
-        "| {event:?} | {} | {} / {} / {} | {} / {} / {} | {failed} | {takeovers} |",
-        runs.len(),
-        ms(&first, 0.0),
-        ms(&first, 0.5),
-        ms(&first, 1.0),
-        ms(&gaps, 0.0),
-        ms(&gaps, 0.5),
-        ms(&gaps, 1.0),
-    );
+    let takeovers: Vec<Takeover> = runs.iter().filter_map(|run| run.takeover).collect();
+    let first = spread(runs.iter().map(|run| run.first_ack.as_millis()));
+    let gap = spread(runs.iter().map(|run| run.gap.longest.as_millis()));
+    let phases = (0..Takeover::default().phases().len())
+        .map(|at| spread(takeovers.iter().map(|takeover| u128::from(takeover.phases()[at].1))))
+        .collect::<Vec<_>>()
+        .join(" | ");
+    println!("| {event} | {} | {first} | {gap} | {failed} | {} | {phases} |", runs.len(), takeovers.len());
+}
+
+fn spread(values: impl Iterator<Item = u128>) -> String {
+    let mut values: Vec<u128> = values.collect();
+    values.sort_unstable();
+    let (Some(best), Some(worst)) = (values.first(), values.last()) else { return "–".into() };
+    format!("{best} / {} / {worst}", values[(values.len() - 1) / 2])
 }

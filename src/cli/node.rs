@@ -22,7 +22,7 @@ use crate::engine::{ReadLease, ReadRight, Role};
 use crate::net::drain::Drain;
 use crate::net::proxy::{Answering, Upstream};
 use crate::net::tls::{self, Tls};
-use crate::net::{Listeners, SocketOptions};
+use crate::net::{HOLD_MAX, Listeners, SocketOptions};
 use crate::proto::duetpb::admin_server::AdminServer;
 use crate::proto::duetpb::check_server::CheckServer;
 use crate::proto::duetpb::peer_server::PeerServer;
@@ -396,6 +396,8 @@ async fn answer(
     answering: watch::Sender<Answering>,
 ) {
     let mut peer: Option<((Epoch, u64), Upstream)> = None;
+    // Since when the peer hasn't been heard to lead, and nobody does in its place.
+    let mut unled: Option<tokio::time::Instant> = None;
     loop {
         let here = gate.rights().owns && matches!(*role.borrow_and_update(), Role::Active | Role::Recovering);
         let (there, leadership) = {
@@ -408,6 +410,13 @@ async fn answer(
         }
         if there && !here && peer.is_none() {
             peer = Some((leadership, upstream()));
+        }
+        unled = if here || there || peer.is_none() { None } else { unled.or_else(|| Some(tokio::time::Instant::now())) };
+        if unled.is_some_and(|since| since.elapsed() >= HOLD_MAX)
+            && let Some((_, silent)) = peer.take()
+        {
+            silent.retire();
+            unled = None;
         }
         answering.send_if_modified(|now| {
             let next = match (&*now, here, there) {
@@ -427,6 +436,7 @@ async fn answer(
         let ended = tokio::select! {
             changed = role.changed() => changed.is_err(),
             changed = views.changed() => changed.is_err(),
+            () = tokio::time::sleep_until(unled.unwrap_or_else(tokio::time::Instant::now) + HOLD_MAX), if unled.is_some() => false,
         };
         if ended {
             answering.send_replace(Answering::Nobody);

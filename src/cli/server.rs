@@ -29,7 +29,7 @@ use crate::net::local::Local;
 use crate::net::proxy::{Answering, ProxyLayer};
 use crate::net::self_signed;
 use crate::net::tls::{self, ClientTls, Tls};
-use crate::net::{Drained, Listeners, ServeOptions, SocketOptions, serve};
+use crate::net::{Drained, HOLD_MAX, Listeners, ServeOptions, SocketOptions, serve};
 use crate::storage::{BoxFuture, Log};
 use crate::telemetry::grpc::GrpcMetricsLayer;
 use crate::telemetry::metrics::Metrics;
@@ -202,6 +202,8 @@ impl Prepared {
         Options {
             store: StoreOptions { value_budget: config.value_cache_bytes.as_usize(), ..defaults.store },
             quota_bytes,
+            // Only a pair's node has a peer to which its clients could go.
+            hold: matches!(read_right, ReadRight::Lease(_)).then_some(HOLD_MAX),
             read_right,
             auto_compaction: config.compaction.auto,
             slow_request: config.warning_apply_duration,

@@ -32,6 +32,11 @@ impl LessorClock {
         *self.state.lock() = State { base: now.max(stored), since: None };
     }
 
+    /// Stands still at `stored`, whatever this process had counted: what is stored is on somebody else's clock.
+    pub fn reset(&self, stored: Millis) {
+        *self.state.lock() = State { base: stored, since: None };
+    }
+
     /// Goes on.
     pub fn start(&self) {
         let now = self.now();

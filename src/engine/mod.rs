@@ -34,7 +34,7 @@ mod slow;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -139,7 +139,8 @@ impl Request {
         queued: Option<QueuedBytes>,
         reply: Option<oneshot::Sender<Result<Reply, Error>>>,
     ) -> Self {
-        Self { command, queued, reply: Undecided(reply), loaded: Loaded::new(), loads: 0, asked, proposal: None }
+        let reply = Undecided { reply, claim: Claim::default() };
+        Self { command, queued, reply, loaded: Loaded::new(), loads: 0, asked, proposal: None }
     }
 
     /// One of the engine's own, which nobody waits for.
@@ -157,24 +158,49 @@ impl Request {
     }
 }
 
+/// Whose a request is: its client's, who may withdraw it, until the writer takes it in hand.
+#[derive(Clone, Default)]
+struct Claim(Arc<AtomicU8>);
+
+impl Claim {
+    const OPEN: u8 = 0;
+    const TAKEN: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    /// The writer's: nobody can withdraw it any more. `false` if somebody has.
+    fn take(&self) -> bool {
+        let taken = self.0.compare_exchange(Self::OPEN, Self::TAKEN, Ordering::AcqRel, Ordering::Acquire);
+        taken.is_ok() || taken == Err(Self::TAKEN)
+    }
+
+    /// Nobody's: it will certainly not be applied. `false` if the writer has it.
+    fn withdraw(&self) -> bool {
+        self.0.compare_exchange(Self::OPEN, Self::WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
 /// Where a request's answer goes, while nothing has been decided about it; `None` for the engine's own requests, which nobody waits for.
 /// A request that is dropped like this, with the session that had it in hand, has certainly not been applied.
-struct Undecided(Option<oneshot::Sender<Result<Reply, Error>>>);
+struct Undecided {
+    reply: Option<oneshot::Sender<Result<Reply, Error>>>,
+    claim: Claim,
+}
 
 impl Undecided {
-    fn is_closed(&self) -> bool {
-        self.0.as_ref().is_some_and(oneshot::Sender::is_closed)
+    /// The writer takes the request in hand. `false` if its client has gone away, or was told that it isn't applied.
+    fn take(&self) -> bool {
+        !self.reply.as_ref().is_some_and(oneshot::Sender::is_closed) && self.claim.take()
     }
 
     /// From here on whoever has the sender answers for the request.
     fn decide(mut self) -> Option<oneshot::Sender<Result<Reply, Error>>> {
-        self.0.take()
+        self.reply.take()
     }
 }
 
 impl Drop for Undecided {
     fn drop(&mut self) {
-        if let Some(reply) = self.0.take() {
+        if let Some(reply) = self.reply.take() {
             let _ = reply.send(Err(Error::NotApplied));
         }
     }
@@ -216,6 +242,8 @@ struct Shared {
     cluster_id: AtomicU64,
     member_id: AtomicU64,
     epoch: AtomicI64,
+    /// The epoch of the last session that this process itself had; 0 before the first.
+    led: AtomicI64,
     batches: AtomicU64,
     disk_usage: DiskUsage,
     compaction: Notify,
@@ -263,6 +291,7 @@ impl Engine {
             cluster_id: AtomicU64::new(0),
             member_id: AtomicU64::new(0),
             epoch: AtomicI64::new(0),
+            led: AtomicI64::new(0),
             batches: AtomicU64::new(0),
             disk_usage: DiskUsage::default(),
             compaction: Notify::new(),
@@ -462,12 +491,23 @@ impl Shared {
         }
         let (reply, answer) = oneshot::channel();
         let request = Request::new(command, asked, Some(queued), Some(reply));
+        let claim = request.reply.claim.clone();
         match self.requests.try_send(request) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => return Err(Error::TooManyRequests),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(Error::Stopped),
         }
-        match tokio::time::timeout(self.options.request_timeout, answer).await {
+        let mut answer = answer;
+        let deadline = Instant::now() + self.options.request_timeout;
+        if let Some(hold) = self.options.hold {
+            match tokio::time::timeout(hold, &mut answer).await {
+                Ok(answer) => return answer.unwrap_or(Err(Error::Timeout)),
+                Err(_) if claim.withdraw() => return Err(Error::NotApplied),
+                // The writer has it in hand.
+                Err(_) => {}
+            }
+        }
+        match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => answer,
             // Dropped with the session that had it in hand, or never answered: nothing is known about it.
             Ok(Err(_)) | Err(_) => Err(Error::Timeout),

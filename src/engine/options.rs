@@ -81,6 +81,9 @@ pub struct Options {
     pub queue_bytes_max: usize,
     /// After how long a request is answered as timed out (etcd: 5 s and two election timeouts).
     pub request_timeout: Duration,
+    /// After how long a request that the writer hasn't taken in hand, and a read without the right to it, are given up: the request as
+    /// certainly not applied, so that its client tries elsewhere. `None`: only after the request timeout.
+    pub hold: Option<Duration>,
     /// A request that takes longer is logged with its cause (etcd's warning-apply-duration).
     pub slow_request: Duration,
     /// Bytes in use above which writes are refused and the NOSPACE alarm is raised; 0: never.
@@ -114,6 +117,7 @@ impl Default for Options {
             queue_requests_max: 16 * 1024,
             queue_bytes_max: 128 << 20,
             request_timeout: Duration::from_secs(7),
+            hold: None,
             slow_request: Duration::from_millis(100),
             quota_bytes: 2 << 30,
             read_right: ReadRight::Confirm,

@@ -226,7 +226,8 @@ impl Shared {
     }
 
     pub(super) async fn read_barrier(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + self.options.request_timeout;
+        let begun = Instant::now();
+        let deadline = begun + self.options.request_timeout;
         loop {
             self.refuse_unless_serving()?;
             match &self.options.read_right {
@@ -235,7 +236,7 @@ impl Shared {
                     if self.is_active() && lease.may_read() {
                         return Ok(());
                     }
-                    if Instant::now() >= deadline {
+                    if begun.elapsed() >= self.options.hold.unwrap_or(self.options.request_timeout) {
                         return Err(Error::Timeout);
                     }
                     tokio::time::sleep(LEASE_RETRY).await;

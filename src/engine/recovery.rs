@@ -39,8 +39,14 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
         (store.current(), store.compacted())
     };
     let lost = last_revision(&meta) < published;
-    // Leases are counted on from the later of two clocks, the stored one and this process's own, and not while this takes its time.
-    shared.clock.set(meta.lessor_clock);
+    // Leases are counted on from the stored clock, and not while this takes its time. If this process stored it, its own has gone on
+    // since; if somebody else has written meanwhile, its own says nothing about leases, and memory nothing about what became of them.
+    if shared.led.load(Ordering::Relaxed) + 1 == meta.epoch {
+        shared.clock.set(meta.lessor_clock);
+    } else {
+        shared.clock.reset(meta.lessor_clock);
+        shared.leases_stale.store(true, Ordering::Relaxed);
+    }
     let first = shared.cluster_id.load(Ordering::Relaxed) == 0;
     let tail = if first || lost || meta.compacted > published {
         None
@@ -66,6 +72,7 @@ pub(super) async fn recover(shared: &Shared, writer: &mut dyn Writer) -> Result<
     shared.cluster_id.store(meta.cluster_id, Ordering::Relaxed);
     shared.member_id.store(meta.member_id, Ordering::Relaxed);
     shared.epoch.store(meta.epoch, Ordering::Relaxed);
+    shared.led.store(meta.epoch, Ordering::Relaxed);
     let revision = shared.store.read().current();
     shared.count_recovery(rows, begun.elapsed());
     tracing::info!(rows, revision, compacted = meta.compacted, epoch = meta.epoch, took = ?begun.elapsed(), "recovered");

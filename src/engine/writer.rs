@@ -230,8 +230,8 @@ impl<'a> Serving<'a> {
 
     /// Evaluates one request and files its answer behind everything that it may depend on.
     fn evaluate(&mut self, request: Request, store: &crate::mvcc::Store) {
-        if request.reply.is_closed() {
-            // The client was told "timed out" already; nothing has been done yet, and nothing will be.
+        if !request.reply.take() {
+            // Nothing has been done yet, and nothing will be.
             return;
         }
         let now = self.shared.clock.now();

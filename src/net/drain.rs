@@ -7,15 +7,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use http::{Request, Response};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tower::ServiceExt;
 
-/// How long a request is held at most: clients wait longer than that.
-const HOLD_MAX: Duration = Duration::from_secs(2);
+use super::HOLD_MAX;
+
+/// Since when a request has been held, in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldSince(pub Instant);
+
 /// Calls that last.
 const LASTING: [&str; 5] = [
     "/etcdserverpb.Watch/Watch",
@@ -74,7 +78,7 @@ impl Drain {
     /// As [`Drain::enter`], after a hold, but not for ever.
     async fn wait(&self) -> UnderWay {
         let mut held = self.0.held.subscribe();
-        let deadline = tokio::time::Instant::now() + HOLD_MAX;
+        let deadline = Instant::now() + HOLD_MAX;
         loop {
             if let Some(entered) = self.enter() {
                 return entered;
@@ -126,7 +130,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if LASTING.contains(&request.uri().path()) {
             return Box::pin(self.inner.call(request));
         }
@@ -138,6 +142,7 @@ where
             });
         }
         let (inner, drain) = (self.inner.clone(), self.drain.clone());
+        request.extensions_mut().insert(HeldSince(Instant::now()));
         Box::pin(async move {
             let _entered = drain.wait().await;
             inner.oneshot(request).await
@@ -149,6 +154,7 @@ where
 mod tests {
     use super::*;
     use std::convert::Infallible;
+    use std::time::Duration;
     use tokio::sync::Semaphore;
     use tower::{Layer, Service};
 
@@ -194,7 +200,7 @@ mod tests {
     async fn a_hold_ends_by_itself() {
         let (drain, permits) = (Drain::default(), Arc::new(Semaphore::new(1)));
         drain.hold();
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         service(&drain, &permits).oneshot(request("/etcdserverpb.KV/Put")).await.unwrap();
         assert!(begun.elapsed() >= HOLD_MAX);
     }

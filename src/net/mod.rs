@@ -31,5 +31,8 @@ mod tls_test;
 pub mod virtual_ip;
 mod x509;
 
+/// How long a request is held at most while nobody can answer it: a change of the leader takes less, and clients wait longer than that.
+pub const HOLD_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+
 pub use listen::{BindError, Listeners, SocketOptions};
 pub use serve::{Drained, ServeOptions, serve};

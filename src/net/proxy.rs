@@ -27,13 +27,15 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
+use super::HOLD_MAX;
+use super::drain::HeldSince;
 use super::local::{Local, Way, look};
 use super::tls::ClientTls;
 use crate::telemetry::grpc::FORWARDED;
@@ -43,8 +45,6 @@ use crate::telemetry::metrics::Metrics;
 const RETRIABLE: &str = "there is no connection available";
 /// etcd's words for an answer that was lost with its leader.
 const LOST: &str = "etcdserver: request timed out, possibly due to previous leader failure";
-/// How long a request may wait for a writer to appear: a role change takes less, and clients wait longer than that.
-const WRITER_PATIENCE: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// HTTP/2 connections to the writer: each has one lock in h2, and hundreds of clients' streams share them.
@@ -257,7 +257,8 @@ where
                 }
                 request = looked;
             }
-            match layer.somebody(hops).await {
+            let since = request.extensions().get().map_or_else(Instant::now, |HeldSince(since)| *since);
+            match layer.somebody(hops, since + HOLD_MAX).await {
                 Answering::Here => inner.oneshot(request).await,
                 Answering::There(upstream) => {
                     layer.metrics.net.proxied_total.inc();
@@ -271,14 +272,14 @@ where
 
 impl ProxyLayer {
     /// Waits, but not for long, until somebody can answer.
-    async fn somebody(&self, hops: u8) -> Answering {
+    async fn somebody(&self, hops: u8, deadline: Instant) -> Answering {
         let mut answering = self.answering.clone();
         let fits = |now: &Answering| match now {
             Answering::Here => true,
             Answering::There(_) => hops < HOPS_MAX,
             Answering::Nobody => false,
         };
-        let found = timeout(WRITER_PATIENCE, answering.wait_for(fits)).await;
+        let found = timeout_at(deadline, answering.wait_for(fits)).await;
         found.ok().and_then(Result::ok).map_or(Answering::Nobody, |now| now.clone())
     }
 }
@@ -372,6 +373,7 @@ impl HttpBody for Forwarded {
 mod tests {
     use super::*;
     use axum::Router;
+    use tokio::time::timeout;
     use tonic_health::ServingStatus;
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;

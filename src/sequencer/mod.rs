@@ -127,6 +127,8 @@ impl Sequencer {
         }
         let lifetime = Millis::try_from(ttl).unwrap_or(0).saturating_mul(1000);
         self.open.put_lease(LeaseRow { id, ttl, expiry: Some(now.saturating_add(lifetime)) });
+        // The expiry says nothing without the time that it is counted from, which isn't stored while there are no leases.
+        self.open.set_lessor_clock(now);
         Ok(Reply::Revision(self.current))
     }
 
