@@ -675,7 +675,11 @@ impl World {
             }
             Some(Mutation::ForgetsPair) => state.record.intent = None,
             Some(Mutation::GrantsWhileTakingOver) if state.pending.is_some() => {
-                state.granted = state.peer.map(|peer| Grant { process: peer.heartbeat.process, sent_at: peer.heartbeat.sent_at });
+                state.granted = state.peer.map(|peer| Grant {
+                    process: peer.heartbeat.process,
+                    sent_at: peer.heartbeat.sent_at,
+                    lasts: state.setup.timing.lease,
+                });
                 state.promised_until = 0;
             }
             Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => state.record.complete = true,

@@ -12,8 +12,9 @@ impl Step {
             return self.become_follower();
         }
         // An owner that hasn't heard anybody may have been replaced. It wouldn't harm anybody as a primary that waits for its peer,
-        // but what it then wrote would have to be rewound.
-        let confirmed = self.state.peer.is_some() || self.state.answer.is_some_and(|answer| self.state.believes(answer));
+        // but what it then wrote would have to be rewound. A peer whose disk was replaced can't tell.
+        let peer_knows = self.state.peer.is_some_and(|peer| peer.heartbeat.seen.is_some());
+        let confirmed = peer_knows || self.state.answer.is_some_and(|answer| self.state.believes(answer));
         if self.state.may_be_alone() || confirmed {
             self.become_leader();
             if self.state.phase == Phase::Leader {

@@ -10,6 +10,8 @@ pub enum Event {
     Tick,
     /// The peer said something.
     Heard(Heartbeat),
+    /// The peer can hear this node from now on.
+    Introduced,
     /// The witness answered a question.
     Read(Answer),
     /// The witness answered a compare-and-swap that would have written `new`.
@@ -129,7 +131,7 @@ pub struct Heartbeat {
     pub released: bool,
     /// What was released is handed over on purpose: an operator's wish, which a pause of failover doesn't hold up.
     pub handing_over: bool,
-    /// "I won't take over for the lease's length, counted from when I received this heartbeat of yours."
+    /// "I won't take over for so long, counted from when I received this heartbeat of yours."
     pub grant: Option<Grant>,
     /// An ASYM value that the owner wants agreed.
     pub proposal: Option<Register>,
@@ -137,10 +139,16 @@ pub struct Heartbeat {
     pub hears: Option<u64>,
     /// A fencing device decides for the sender. Nodes for which different ones decide don't hear each other.
     pub fences: bool,
+    /// The witness answers the sender, for what operators are told of the pair.
+    pub hears_witness: bool,
+    /// Failover is paused at the sender, for what operators are told of the pair.
+    pub paused: bool,
     /// There is too little room on the sender's disk for it to be chosen for leading.
     pub short_of_disk: bool,
     /// The sender has a whole copy and receives WAL: it can take over, and can be paired with.
     pub ready: bool,
+    /// The sender has a whole copy that it could promote, though it may be long since it received anything: for a leader that can't go on.
+    pub able: bool,
 }
 
 /// Names a heartbeat of the leader's.
@@ -150,6 +158,8 @@ pub struct Grant {
     pub process: u64,
     /// Its [`Heartbeat::sent_at`].
     pub sent_at: Millis,
+    /// How long the promise lasts, by the clock of who gave it. The leader's own setting may be another one.
+    pub lasts: Millis,
 }
 
 /// What is to be done, in this order. Whatever follows [`Action::Persist`] is done only once the record is durable.
@@ -219,6 +229,12 @@ pub enum Note {
     AgreedAsym,
     /// The leader is gone or has given up; asked to take over.
     TakesOver,
+    /// An operator has made this node the owner, whatever may be lost.
+    Forced,
+    /// An operator doesn't want failovers for a while.
+    Paused,
+    /// A pause has ended, or an operator has ended it.
+    Resumed,
     /// Has the peer's machine put off, to go on alone.
     Fences,
     /// The peer has taken over: stops at once.

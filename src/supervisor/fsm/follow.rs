@@ -2,7 +2,7 @@
 
 use super::event::{Goal, Note, Postgres};
 use super::register::{Mode, Register};
-use super::state::{State, Third};
+use super::state::{Phase, State, Third};
 use super::step::Step;
 
 /// How many versions an operator's decision is ahead of all that this node knows.
@@ -15,11 +15,14 @@ impl State {
         paired && self.record.complete && matches!(self.postgres, Postgres::Standby { consistent: true, .. })
     }
 
-    /// Whether the leader has given up its lease and asks this node to take over, which has been following until now.
+    /// Whether the leader has given up its lease and asks this node to take over.
     fn is_asked_to_take_over(&self, now: u64) -> bool {
-        let timing = self.setup.timing;
-        let warm = self.streamed_at.is_some_and(|at| now < at + timing.warm);
-        warm && self.hears_peer(timing.solo_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.released)
+        self.hears_peer(self.setup.timing.solo_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.released)
+    }
+
+    /// Whether the peer is heard, and leads: it is anything but off.
+    pub fn peer_certainly_leads(&self, now: u64) -> bool {
+        self.hears_peer(self.setup.timing.takeover_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.leading)
     }
 
     /// Whether the leader has been silent for so long that it must be taken for lost.
@@ -75,7 +78,9 @@ impl Step {
 
     /// The operator says that the peer is off and what it had acknowledged may be lost.
     pub(super) fn take_over_by_force(&mut self) {
-        if self.state.is_owner() || !self.state.record.complete {
+        // An owner that waits for somebody to confirm that it is one does nothing by itself either.
+        let leads = self.state.is_owner() && self.state.phase != Phase::Boot;
+        if leads || !self.state.record.complete || self.state.peer_certainly_leads(self.now) {
             return;
         }
         let epoch = self.epoch() + 1;
@@ -83,7 +88,7 @@ impl Step {
         let version = self.next_version() + FORCED_AHEAD;
         self.state.issued = version;
         let new = Register { version, epoch, owner: self.state.me(), mode: Mode::Solo };
-        self.note(Note::TakesOver);
+        self.note(Note::Forced);
         self.adopt(new, None);
     }
 }

@@ -10,10 +10,8 @@ impl State {
     /// Whether the peer is of no use for replication: unheard, or without a grant for too long, or not streaming, or in maintenance.
     pub fn peer_is_lost(&self, now: u64) -> bool {
         let timing = self.setup.timing;
-        // The newest heartbeat that the peer has granted: it proves that both directions work.
-        let granted_sent_at = self.lease_until.saturating_sub(timing.lease - timing.drift);
         let led_since = self.released_at.unwrap_or(self.started_at);
-        let deaf = now >= granted_sent_at.max(self.forgiven_at).max(led_since) + timing.solo_after;
+        let deaf = now >= self.granted_sent_at.max(self.forgiven_at).max(led_since) + timing.solo_after;
         deaf || self.peer_confirms_nothing(now) || self.peer_away_until.is_some()
     }
 
@@ -65,18 +63,15 @@ impl Step {
     pub(super) fn releases(&self) -> bool {
         let state = &self.state;
         // The peer is given the first turn, unless it has no room. As long as PostgreSQL doesn't even start, the peer is asked again from
-        // time to time, whatever room it has.
+        // time to time, whatever room it has, and however long it may be since it received anything: in PAIR it has everything.
         let (since, turn) = (self.now.saturating_sub(state.down_since), state.setup.timing.handover);
         let asks = if since < 2 * turn {
-            since < turn && state.peer_has_room()
+            since < turn && state.peer_has_room() && state.peer_is_ready(self.now)
         } else {
-            since % (2 * turn) < turn && state.postgres == Postgres::Down
+            let can = state.peer_is_ready(self.now) || state.peer_is_able(self.now);
+            since % (2 * turn) < turn && state.postgres == Postgres::Down && can
         };
-        let ended = !state.opened
-            && !matches!(state.postgres, Postgres::Primary(_))
-            && state.peer_is_ready(self.now)
-            && state.paused_until.is_none()
-            && asks;
+        let ended = !state.opened && !matches!(state.postgres, Postgres::Primary(_)) && state.paused_until.is_none() && asks;
         state.is_owner() && state.mode() == Some(Mode::Pair) && (state.has_released() || ended)
     }
 

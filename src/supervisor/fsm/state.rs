@@ -106,6 +106,8 @@ pub struct State {
     pub issued: u64,
     /// As leader: until when it may read by the peer's promise.
     pub lease_until: Millis,
+    /// As leader: the newest heartbeat of its own that the peer has granted, which proves that both directions work.
+    pub granted_sent_at: Millis,
     /// Grants for heartbeats sent up to this moment are void: the lease was given up then.
     pub released_at: Option<Millis>,
     /// As follower: until when it has promised not to take over.
@@ -166,6 +168,7 @@ impl State {
             proposal: None,
             issued: record.intent.map_or(record.version(), |intent| intent.new.version.max(record.version())),
             lease_until: 0,
+            granted_sent_at: 0,
             released_at: None,
             // An earlier process of this node may have promised something just before it ended.
             promised_until: now + setup.timing.lease,
@@ -250,6 +253,11 @@ impl State {
     /// Whether the peer says that it could take over.
     pub fn peer_is_ready(&self, now: Millis) -> bool {
         self.hears_peer(self.setup.timing.solo_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.ready)
+    }
+
+    /// Whether the peer says that it has a copy which it could promote, however old that may be.
+    pub fn peer_is_able(&self, now: Millis) -> bool {
+        self.hears_peer(self.setup.timing.solo_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.able)
     }
 
     /// Whether what the witness says is a continuation of what this node knows: the same register, and not an old copy of it.

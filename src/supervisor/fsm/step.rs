@@ -8,6 +8,7 @@ use crate::types::Millis;
 /// The node's next state, and what is to be done, in order.
 pub fn step(state: &State, event: Event, now: Millis) -> (State, Vec<Action>) {
     let mut step = Step { state: *state, actions: Vec::new(), now, send: false };
+    step.forgive();
     step.take(event);
     step.react();
     step.finish()
@@ -23,6 +24,17 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// My pause is not your failure: a tick that didn't come in its time tells that this process was stopped, or kept from the processor,
+    /// whichever event is the first to come after it.
+    fn forgive(&mut self) {
+        let expected = self.state.ticked_at.max(self.state.forgiven_at);
+        if self.now > expected + 3 * self.state.setup.timing.heartbeat {
+            self.state.forgiven_at = self.now;
+            self.state.unconfirmed_since = self.state.unconfirmed_since.map(|_| self.now);
+            self.note(Note::WasLate);
+        }
+    }
+
     fn take(&mut self, event: Event) {
         match event {
             Event::Tick => self.tick(),
@@ -31,6 +43,7 @@ impl Step {
             Event::Swapped { new, outcome } => self.swapped(new, outcome),
             Event::Postgres(postgres) => self.postgres(postgres),
             Event::RebuildNeeded => self.rebuild_needed(),
+            Event::Introduced => self.send = true,
             Event::Drained => self.drained(),
             Event::Stalled => self.stalled(),
             Event::Disk { short } => {
@@ -60,14 +73,10 @@ impl Step {
 
     fn tick(&mut self) {
         let (now, timing) = (self.now, self.state.setup.timing);
-        if now > self.state.ticked_at + 3 * timing.heartbeat {
-            // My pause is not your failure.
-            self.state.forgiven_at = now;
-            self.state.unconfirmed_since = self.state.unconfirmed_since.map(|_| now);
-            self.note(Note::WasLate);
-        }
         self.state.ticked_at = now;
-        self.state.paused_until = self.state.paused_until.filter(|until| now < *until);
+        if self.state.paused_until.take_if(|until| now >= *until).is_some() {
+            self.note(Note::Resumed);
+        }
         if self.state.peer_away_until.is_some_and(|until| now >= until) {
             self.wish(Wish::PeerBack);
         }
@@ -83,6 +92,8 @@ impl Step {
         if stranger || (heartbeat.process, heartbeat.sent_at) < newest {
             return;
         }
+        // A process that has just started needs to know what there is.
+        self.send |= heartbeat.process > newest.0;
         if heartbeat.process > newest.0 || heartbeat.released {
             // The process that held the lease has ended, or has given it up.
             let first = self.state.peer.is_none();
@@ -98,7 +109,10 @@ impl Step {
                 // It has given its right away, and uses no lease any more.
                 self.state.promised_until = self.state.promised_until.min(self.now);
             }
-            self.adopt(seen, heartbeat.instance);
+            // A disk that was replaced may have known better than an owner which has been away: that one's own word isn't enough.
+            if self.state.record.seen.is_some() || heartbeat.leading {
+                self.adopt(seen, heartbeat.instance);
+            }
         }
         self.use_grant(&heartbeat);
         self.consider_proposal(&heartbeat);
@@ -108,8 +122,9 @@ impl Step {
     /// Promises the leader not to take over for the length of a lease, unless it may have asked the witness for that already.
     fn promise(&mut self, heartbeat: &Heartbeat) {
         if self.state.phase == Phase::Follower && self.state.pending.is_none() && self.peer_leads() {
-            self.state.granted = Some(Grant { process: heartbeat.process, sent_at: heartbeat.sent_at });
-            self.state.promised_until = self.now + self.state.setup.timing.lease;
+            let lasts = self.state.setup.timing.lease;
+            self.state.granted = Some(Grant { process: heartbeat.process, sent_at: heartbeat.sent_at, lasts });
+            self.state.promised_until = self.now + lasts;
             self.send = true;
         }
     }
@@ -118,8 +133,10 @@ impl Step {
         let Some(grant) = heartbeat.grant else { return };
         let void = self.state.released_at.is_some_and(|released| grant.sent_at <= released);
         if grant.process == self.state.record.process && !void && self.state.phase == Phase::Leader {
-            let timing = self.state.setup.timing;
-            self.state.lease_until = self.state.lease_until.max(grant.sent_at + timing.lease - timing.drift);
+            // What the follower has promised counts, not what this node would have.
+            let until = grant.sent_at + grant.lasts.saturating_sub(self.state.setup.timing.drift);
+            self.state.lease_until = self.state.lease_until.max(until);
+            self.state.granted_sent_at = self.state.granted_sent_at.max(grant.sent_at);
         }
     }
 
@@ -190,8 +207,15 @@ impl Step {
         match wish {
             Wish::Switchover => self.switch_over(),
             Wish::AcceptDataLoss => self.take_over_by_force(),
-            Wish::Pause { until } => self.state.paused_until = Some(until),
-            Wish::Resume => self.state.paused_until = None,
+            Wish::Pause { until } => {
+                self.state.paused_until = Some(until);
+                self.note(Note::Paused);
+            }
+            Wish::Resume => {
+                if self.state.paused_until.take().is_some() {
+                    self.note(Note::Resumed);
+                }
+            }
             Wish::PeerAway { until } => {
                 let able = self.state.phase == Phase::Leader && self.state.opened && self.state.handover.is_none();
                 if able && self.state.peer_away_until.replace(until).is_none() {
@@ -340,6 +364,7 @@ impl Step {
         // The leader may be what has just gone: what was received up to then still counts.
         let warm = state.streamed_at.is_some_and(|at| self.now < at + state.setup.timing.warm);
         let standby = matches!(state.postgres, Postgres::Standby { .. });
+        let consistent = matches!(state.postgres, Postgres::Standby { consistent: true, .. });
         Heartbeat {
             from: state.me(),
             process: state.record.process,
@@ -353,6 +378,9 @@ impl Step {
             proposal: state.proposal,
             fences: state.fences(),
             hears: state.peer.map(|peer| peer.heartbeat.process),
+            hears_witness: state.witness_is_usable(self.now),
+            paused: state.paused_until.is_some(),
+            able: state.phase == Phase::Follower && !state.leaving && state.record.complete && consistent,
             short_of_disk: state.short_of_disk,
             ready: state.phase == Phase::Follower && !state.leaving && state.record.complete && (streams || warm && standby),
         }

@@ -150,12 +150,15 @@ impl From<&Heartbeat> for WireHeartbeat {
             leading: heartbeat.leading,
             released: heartbeat.released,
             handing_over: heartbeat.handing_over,
-            grant: heartbeat.grant.map(|grant| wire::Grant { process: grant.process, sent_at: grant.sent_at }),
+            grant: heartbeat.grant.map(|Grant { process, sent_at, lasts }| wire::Grant { process, sent_at, lasts }),
             proposal: heartbeat.proposal.map(wire::Register::from),
             ready: heartbeat.ready,
             short_of_disk: heartbeat.short_of_disk,
             hears: heartbeat.hears,
             fences: heartbeat.fences,
+            hears_witness: heartbeat.hears_witness,
+            paused: heartbeat.paused,
+            able: heartbeat.able,
         }
     }
 }
@@ -173,12 +176,15 @@ impl TryFrom<WireHeartbeat> for Heartbeat {
             leading: wire.leading,
             released: wire.released,
             handing_over: wire.handing_over,
-            grant: wire.grant.map(|grant| Grant { process: grant.process, sent_at: grant.sent_at }),
+            grant: wire.grant.map(|wire::Grant { process, sent_at, lasts }| Grant { process, sent_at, lasts }),
             proposal: wire.proposal.map(Register::try_from).transpose()?,
             ready: wire.ready,
             short_of_disk: wire.short_of_disk,
             hears: wire.hears,
             fences: wire.fences,
+            hears_witness: wire.hears_witness,
+            paused: wire.paused,
+            able: wire.able,
         })
     }
 }
@@ -200,12 +206,15 @@ mod tests {
             leading: true,
             released: false,
             handing_over: true,
-            grant: Some(Grant { process: 3, sent_at: 4 }),
+            grant: Some(Grant { process: 3, sent_at: 4, lasts: 5 }),
             proposal: Some(Register { mode: Mode::Solo, ..seen }),
             ready: true,
             short_of_disk: true,
             hears: Some(1 << 40),
             fences: true,
+            hears_witness: true,
+            paused: true,
+            able: true,
         }
     }
 

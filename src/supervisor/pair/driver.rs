@@ -270,6 +270,7 @@ impl Driver {
                 () = stop.cancelled() => return Ok(()),
                 _ = ticks.tick() => self.event(Event::Tick).await?,
                 heartbeat = link.receive() => self.event(Event::Heard(heartbeat)).await?,
+                () = link.introduced_anew() => self.event(Event::Introduced).await?,
                 Some(event) = self.events.recv() => self.event(event).await?,
                 Ok(()) = reports.changed() => {
                     let report = reports.borrow_and_update().clone();
@@ -311,8 +312,12 @@ impl Driver {
                 Ok("handing over: requests are held until the peer leads".to_owned())
             }
             Wish::Switchover => Err(why_no_switchover(&before, now)),
-            Wish::AcceptDataLoss if after.is_owner() && !before.is_owner() => {
+            Wish::AcceptDataLoss if after.is_owner() && after.record.version() > before.record.version() => {
                 Ok(format!("this node is the owner from epoch {} on", after.record.seen.map_or(0, |seen| seen.epoch)))
+            }
+            Wish::AcceptDataLoss if before.peer_certainly_leads(now) => {
+                let peer = letter(before.me().peer());
+                Err(format!("node {peer} is heard and leads, so its machine isn't off; duet switchover loses nothing"))
             }
             Wish::AcceptDataLoss if before.is_owner() => Err("this node is the owner already".to_owned()),
             Wish::AcceptDataLoss => Err("this node has no whole copy of the data".to_owned()),
@@ -338,7 +343,8 @@ impl Driver {
         let now = clock::now();
         let before = Rights::of(&self.state);
         let (next, actions) = step(&self.state, event, now);
-        if matches!(event, Event::Operator(Wish::AcceptDataLoss)) && next.is_owner() && !self.state.is_owner() {
+        let forced = next.is_owner() && next.record.version() > self.state.record.version();
+        if matches!(event, Event::Operator(Wish::AcceptDataLoss)) && forced {
             self.parts.gate.accept_loss(next.record.seen.map_or(0, |seen| seen.epoch));
         }
         let after = Rights::of(&next);

@@ -1,10 +1,15 @@
 //! What happened to the pair, as this node saw it: a bounded file of JSON lines that operators read (`duet history`), and the newest
 //! entries in memory. A takeover is told by phase: how long it took to notice, to decide, to promote and to open.
+//!
+//! Invariant: nobody waits for the file. A thread of its own writes it: what is told to the peer in the same moment must not wait for a disk
+//! that stands still.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -19,6 +24,8 @@ const OLDER: &str = "history.1.jsonl";
 /// Then the file becomes the older one, and that one goes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const IN_MEMORY_MAX: usize = 200;
+/// Entries that wait for the disk; those beyond are in memory only.
+const WAITING_MAX: usize = 1000;
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,19 +85,27 @@ pub struct Takeovers {
     pub unplanned: u64,
 }
 
-/// The history; safe to share.
+/// The history; safe to share. When it is dropped, what was added is in the file.
 #[derive(Debug)]
 pub struct History {
-    dir: PathBuf,
     inner: Mutex<Inner>,
+    /// The way to the file's thread, and that thread.
+    writer: Option<(SyncSender<Entry>, JoinHandle<()>)>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     newest: VecDeque<Entry>,
+    /// However many entries there have been since.
+    last_takeover: Option<Entry>,
+    takeovers: Takeovers,
+}
+
+/// The file.
+struct Writer {
+    dir: PathBuf,
     file: Option<File>,
     bytes: u64,
-    takeovers: Takeovers,
 }
 
 impl History {
@@ -102,9 +117,15 @@ impl History {
             let text = fs::read_to_string(dir.join(name)).unwrap_or_default();
             newest.extend(text.lines().filter_map(|line| serde_json::from_str(line).ok()));
         }
+        let last_takeover = newest.iter().rev().find(|entry: &&Entry| entry.takeover.is_some()).cloned();
         let surplus = newest.len().saturating_sub(IN_MEMORY_MAX);
         newest.drain(..surplus);
-        Self { dir: dir.to_path_buf(), inner: Mutex::new(Inner { newest, ..Inner::default() }) }
+        let writer = Writer { dir: dir.to_path_buf(), file: None, bytes: 0 };
+        let (entries, to_write) = sync_channel(WAITING_MAX);
+        let thread = std::thread::Builder::new().name("duet-history".to_owned()).spawn(move || writer.run(&to_write));
+        // Without a thread there is no file, and nothing worse.
+        let writer = thread.ok().map(|thread| (entries, thread));
+        Self { inner: Mutex::new(Inner { newest, last_takeover, ..Inner::default() }), writer }
     }
 
     /// The newest entries, oldest first.
@@ -116,7 +137,7 @@ impl History {
     /// The last takeover that this node carried out.
     #[must_use]
     pub fn last_takeover(&self) -> Option<Entry> {
-        self.inner.lock().newest.iter().rev().find(|entry| entry.takeover.is_some()).cloned()
+        self.inner.lock().last_takeover.clone()
     }
 
     /// How many takeovers were added since the process started.
@@ -125,16 +146,20 @@ impl History {
         self.inner.lock().takeovers
     }
 
-    /// Adds an entry, logs it, and writes it. A disk that refuses it costs the entry only.
+    /// Adds an entry, logs it, and has it written. A disk that refuses it costs the entry only.
     pub fn add(&self, state: &State, what: &str, text: String, takeover: Option<Takeover>) {
         let epoch = state.record.seen.map_or(0, |seen| seen.epoch);
         tracing::info!(target: "duet::pair", what, epoch, "{text}");
         let at_ms = clock::unix_ms().unwrap_or(0);
         let entry = Entry { at_ms, node: letter(state.me()), epoch, what: what.to_owned(), text, takeover };
+        if let Some((entries, _)) = &self.writer
+            && entries.try_send(entry.clone()).is_err()
+        {
+            tracing::debug!("the history's disk doesn't keep up: an entry isn't written");
+        }
         let mut inner = self.inner.lock();
-        if let Err(error) = self.write(&mut inner, &entry) {
-            tracing::debug!(%error, "the history could not be written");
-            inner.file = None;
+        if takeover.is_some() {
+            inner.last_takeover = Some(entry.clone());
         }
         match takeover {
             Some(takeover) if takeover.unplanned => inner.takeovers.unplanned += 1,
@@ -152,25 +177,45 @@ impl History {
         let (what, text) = tell(note);
         self.add(state, what, text.to_owned(), None);
     }
+}
 
-    fn write(&self, inner: &mut Inner, entry: &Entry) -> std::io::Result<()> {
+impl Drop for History {
+    fn drop(&mut self) {
+        if let Some((entries, thread)) = self.writer.take() {
+            drop(entries);
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Writer {
+    fn run(mut self, entries: &Receiver<Entry>) {
+        for entry in entries {
+            if let Err(error) = self.write(&entry) {
+                tracing::debug!(%error, "the history could not be written");
+                self.file = None;
+            }
+        }
+    }
+
+    fn write(&mut self, entry: &Entry) -> std::io::Result<()> {
         let path = self.dir.join(FILE);
-        if inner.file.is_some() && inner.bytes >= FILE_BYTES_MAX {
-            inner.file = None;
+        if self.file.is_some() && self.bytes >= FILE_BYTES_MAX {
+            self.file = None;
             fs::rename(&path, self.dir.join(OLDER))?;
         }
-        let file = match &mut inner.file {
+        let file = match &mut self.file {
             Some(file) => file,
             none => {
                 let file = OpenOptions::new().append(true).create(true).open(&path)?;
-                inner.bytes = file.metadata()?.len();
+                self.bytes = file.metadata()?.len();
                 none.insert(file)
             }
         };
         let mut line = serde_json::to_string(entry)?;
         line.push('\n');
         file.write_all(line.as_bytes())?;
-        inner.bytes += line.len() as u64;
+        self.bytes += line.len() as u64;
         Ok(())
     }
 }
@@ -186,6 +231,9 @@ fn tell(note: Note) -> (&'static str, &'static str) {
         Note::Paired => ("paired", "PAIR: both nodes have everything; either can go on alone"),
         Note::AgreedAsym => ("asym", "ASYM: there is no witness; only the owner may go on alone"),
         Note::TakesOver => ("takes-over", "the leader is gone or has given up: asking to take over"),
+        Note::Forced => ("forced", "an operator has made this node the owner, whatever the other one may have acknowledged"),
+        Note::Paused => ("paused", "failover by itself is paused"),
+        Note::Resumed => ("resumed", "failover happens by itself again"),
         Note::Fences => ("fences", "the peer isn't heard: having its machine put off, to go on without it"),
         Note::Demoted => ("demoted", "the peer has taken over: this node stops at once and will follow"),
         Note::WasLate => ("was-late", "this process was stopped for a while; whatever it suspected is forgotten"),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use parking_lot::Mutex;
 use tokio::net::{UdpSocket, lookup_host};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -51,6 +52,7 @@ pub struct Link {
     peer: Arc<(String, u16)>,
     to: Arc<Mutex<Option<(SocketAddr, Sealer)>>>,
     from: Arc<Mutex<Vec<Opener>>>,
+    anew: Arc<Notify>,
 }
 
 impl Link {
@@ -60,7 +62,13 @@ impl Link {
     /// The address can't be bound.
     pub async fn bind(address: SocketAddr, peer: (String, u16)) -> Result<Self, LinkError> {
         let socket = UdpSocket::bind(address).await.map_err(|cause| LinkError { address, cause })?;
-        Ok(Self { socket: Arc::new(socket), peer: Arc::new(peer), to: Arc::default(), from: Arc::default() })
+        Ok(Self {
+            socket: Arc::new(socket),
+            peer: Arc::new(peer),
+            to: Arc::default(),
+            from: Arc::default(),
+            anew: Arc::default(),
+        })
     }
 
     /// Sends, if the peer was ever introduced. A heartbeat that can't be sent is a lost one: there will be another soon.
@@ -90,6 +98,11 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Resolves when the peer has got a key that it hasn't heard anything under.
+    pub async fn introduced_anew(&self) {
+        self.anew.notified().await;
     }
 
     fn open(&self, datagram: &[u8]) -> Option<Heartbeat> {
@@ -146,6 +159,7 @@ impl Link {
             let mut stream = answer.into_inner();
             let first = stream.message().await.map_err(|status| status.message().to_owned())?.ok_or("it hung up")?;
             *self.to.lock() = Some((address, Sealer::new(key_id, key)));
+            self.anew.notify_one();
             Ok::<_, String>((stream, first))
         };
         let (mut stream, first) = timeout(INTRODUCE_DEADLINE, begin).await.map_err(|_| "no answer in time")??;

@@ -1,0 +1,214 @@
+//! Single steps of the pair's state machine: what one event does to a node that knows this and that. What many of them do together is for
+//! the model and the simulation.
+
+use duet::supervisor::fsm::{
+    Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Note, Phase, Postgres, Record, Register, Setup, State, Sync,
+    Third, Timing, Wish, step,
+};
+
+const TIMING: Timing = Timing::FAST;
+const INSTANCE: u64 = 77;
+/// When everything here happens.
+const NOW: u64 = 1_000_000;
+
+fn register(owner: NodeId, mode: Mode) -> Register {
+    Register { version: 9, epoch: 3, owner, mode }
+}
+
+/// A node that has run for long, knows `seen`, and was told everything a moment ago.
+fn node(me: NodeId, seen: Register) -> State {
+    let setup = Setup { me, timing: TIMING, third: Third::Witness, begins: me == NodeId::A };
+    let record = Record { seen: Some(seen), instance: Some(INSTANCE), complete: true, process: 1, ..Record::default() };
+    let mut state = State::new(setup, record, NOW - 100_000);
+    state.forgiven_at = NOW - 100_000;
+    state.ticked_at = NOW - TIMING.heartbeat;
+    state.answer = Some(Answer { instance: INSTANCE, value: Some(seen) });
+    state.answered_at = NOW;
+    state.promised_until = NOW;
+    state
+}
+
+fn follower() -> State {
+    let mut state = node(NodeId::B, register(NodeId::A, Mode::Pair));
+    state.phase = Phase::Follower;
+    state.goal = Goal::Standby { rebuild: false };
+    state.postgres = Postgres::Standby { streaming: true, consistent: true, advanced: false };
+    state.streamed_at = Some(NOW);
+    state
+}
+
+fn leader() -> State {
+    let mut state = node(NodeId::A, register(NodeId::A, Mode::Pair));
+    state.phase = Phase::Leader;
+    state.goal = Goal::Primary { sync: true };
+    state.postgres = Postgres::Primary(Sync::Confirmed);
+    state.opened = true;
+    state.released_at = Some(NOW - 50_000);
+    state
+}
+
+/// What `from` says of itself when it follows or leads in step.
+fn heartbeat(from: NodeId, seen: Option<Register>) -> Heartbeat {
+    let leads = seen.is_some_and(|seen| seen.owner == from);
+    Heartbeat {
+        from,
+        process: 5,
+        sent_at: 4_000,
+        seen,
+        instance: seen.map(|_| INSTANCE),
+        leading: leads,
+        released: false,
+        handing_over: false,
+        grant: None,
+        proposal: None,
+        hears: Some(1),
+        fences: false,
+        hears_witness: true,
+        paused: false,
+        short_of_disk: false,
+        ready: !leads,
+        able: !leads,
+    }
+}
+
+fn heard(state: &State, heartbeat: Heartbeat, now: u64) -> State {
+    step(state, Event::Heard(heartbeat), now).0
+}
+
+fn swaps(actions: &[Action]) -> bool {
+    actions.iter().any(|action| matches!(action, Action::Swap { .. }))
+}
+
+#[test]
+fn a_pause_of_ones_own_blames_nobody_whatever_event_comes_first_after_it() {
+    let state = heard(&follower(), heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))), NOW);
+    let later = NOW + 5_000;
+    let answer = Answer { instance: INSTANCE, value: state.record.seen };
+    for event in [Event::Read(answer), Event::Postgres(state.postgres), Event::Disk { short: false }, Event::Tick] {
+        let (state, actions) = step(&state, event, later);
+        assert!(!swaps(&actions), "{event:?}: {actions:?}");
+        assert!(actions.contains(&Action::Note(Note::WasLate)), "{event:?} is told once");
+        let (_, actions) = step(&state, Event::Read(answer), later + 1);
+        assert!(!swaps(&actions) && !actions.contains(&Action::Note(Note::WasLate)), "and once only");
+    }
+    // Ticks that came in their time: the same silence is the leader's.
+    let mut state = state;
+    let mut asked = false;
+    for now in (NOW..later).step_by(100) {
+        let (next, actions) = step(&state, Event::Tick, now);
+        state = next;
+        asked |= swaps(&actions);
+    }
+    assert!(asked);
+}
+
+#[test]
+fn a_lease_lasts_as_long_as_its_follower_has_promised() {
+    let mut leader = leader();
+    leader.setup.timing = Timing::NORMAL;
+    let from_fast = |lasts| Heartbeat {
+        grant: Some(Grant { process: 1, sent_at: NOW, lasts }),
+        ..heartbeat(NodeId::B, Some(register(NodeId::A, Mode::Pair)))
+    };
+    let until = |lasts| heard(&leader, from_fast(lasts), NOW + 1).lease_until;
+    assert_eq!(until(Timing::FAST.lease), NOW + Timing::FAST.lease - Timing::NORMAL.drift);
+    assert_eq!(until(0), NOW, "one that says nothing promises nothing");
+    assert!(!heard(&leader, from_fast(0), NOW + 1).may_read(NOW + 1));
+    let follower = heard(&follower(), heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))), NOW);
+    assert_eq!(follower.granted.unwrap().lasts, TIMING.lease);
+    assert_eq!(follower.promised_until, NOW + TIMING.lease);
+}
+
+#[test]
+fn nobody_is_forced_out_who_is_heard_and_leads() {
+    let led = heard(&follower(), heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))), NOW);
+    let (next, actions) = step(&led, Event::Operator(Wish::AcceptDataLoss), NOW + 1);
+    assert_eq!((next.record.seen, next.phase), (led.record.seen, Phase::Follower));
+    assert!(!actions.contains(&Action::Note(Note::Forced)));
+    // One that is there and can't lead may be passed over.
+    let idle = Heartbeat { leading: false, ..heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))) };
+    let (next, _) = step(&heard(&follower(), idle, NOW), Event::Operator(Wish::AcceptDataLoss), NOW + 1);
+    assert!(next.is_owner() && next.phase == Phase::Leader);
+}
+
+#[test]
+fn an_owner_that_cannot_start_asks_a_peer_that_has_received_nothing_for_long() {
+    let mut owner = leader();
+    (owner.opened, owner.postgres, owner.down_since) = (false, Postgres::Down, NOW);
+    let cold = Heartbeat { ready: false, ..heartbeat(NodeId::B, Some(register(NodeId::A, Mode::Pair))) };
+    let mut asked = Vec::new();
+    for now in (NOW..NOW + 10 * TIMING.handover).step_by(100) {
+        let (next, actions) = step(&owner, Event::Tick, now);
+        owner = heard(&next, Heartbeat { sent_at: now, ..cold }, now);
+        asked.extend(actions.iter().filter_map(|action| match action {
+            Action::Send(sent) if sent.released => Some(now - NOW),
+            _ => None,
+        }));
+    }
+    assert!(asked.first().is_some_and(|first| *first >= 2 * TIMING.handover), "its own start comes first: {asked:?}");
+    let mut standby = follower();
+    (standby.streamed_at, standby.promised_until) = (None, 0);
+    standby.postgres = Postgres::Standby { streaming: false, consistent: true, advanced: false };
+    let asks = Heartbeat { leading: false, released: true, ..heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))) };
+    let (_, actions) = step(&standby, Event::Heard(asks), NOW);
+    assert!(swaps(&actions), "{actions:?}");
+}
+
+#[test]
+fn an_owner_that_has_been_away_does_not_lead_on_the_word_of_a_peer_without_a_memory() {
+    let mut owner = node(NodeId::A, register(NodeId::A, Mode::Pair));
+    owner.answer = None;
+    let newborn = heartbeat(NodeId::B, None);
+    let waiting = heard(&owner, newborn, NOW);
+    assert_eq!(waiting.phase, Phase::Boot);
+    // Nor does that peer believe it before it leads, or they would confirm each other.
+    let mut newborn = follower();
+    newborn.phase = Phase::Boot;
+    newborn.record = Record { process: 1, ..Record::default() };
+    newborn.answer = None;
+    let says = Heartbeat { leading: false, ..heartbeat(NodeId::A, owner.record.seen) };
+    assert_eq!(heard(&newborn, says, NOW).record.seen, None);
+    let leads = heartbeat(NodeId::A, owner.record.seen);
+    assert_eq!(heard(&newborn, leads, NOW).record.seen, owner.record.seen);
+    // With the operator's word, or the witness's, it does.
+    let (forced, _) = step(&waiting, Event::Operator(Wish::AcceptDataLoss), NOW + 1);
+    assert_eq!((forced.phase, forced.mode()), (Phase::Leader, Some(Mode::Solo)));
+    let answer = Answer { instance: INSTANCE, value: owner.record.seen };
+    assert_eq!(step(&waiting, Event::Read(answer), NOW + 1).0.phase, Phase::Leader);
+}
+
+#[test]
+fn a_process_that_has_just_started_is_told_at_once_what_there_is() {
+    let sends = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Send(_)));
+    let (known, actions) = step(&leader(), Event::Heard(heartbeat(NodeId::B, None)), NOW);
+    assert!(sends(&actions), "it hasn't been heard before");
+    let (_, actions) = step(&known, Event::Heard(Heartbeat { sent_at: 4_001, ..heartbeat(NodeId::B, None) }), NOW + 1);
+    assert!(!sends(&actions), "its next one isn't news");
+    let (_, actions) = step(&known, Event::Introduced, NOW + 1);
+    assert!(sends(&actions));
+}
+
+#[test]
+fn a_pause_is_told_when_it_begins_and_ends() {
+    let (paused, actions) = step(&leader(), Event::Operator(Wish::Pause { until: NOW + 1_000 }), NOW);
+    assert!(actions.contains(&Action::Note(Note::Paused)));
+    let (ended, actions) = step(&paused, Event::Tick, NOW + 1_000);
+    assert!(actions.contains(&Action::Note(Note::Resumed)) && ended.paused_until.is_none());
+    let (_, actions) = step(&paused, Event::Operator(Wish::Resume), NOW + 1);
+    assert!(actions.contains(&Action::Note(Note::Resumed)));
+    assert!(step(&ended, Event::Operator(Wish::Resume), NOW + 1_001).1.is_empty(), "nothing was paused");
+}
+
+#[test]
+fn every_profile_lets_a_lease_end_before_a_takeover_and_a_lost_peer_be_noticed_before_that() {
+    for timing in [Timing::FAST, Timing::NORMAL, Timing::WAN] {
+        let Timing { heartbeat, lease, drift, solo_after, takeover_after, .. } = timing;
+        assert!(lease + heartbeat <= takeover_after, "a follower waits for its promise and a heartbeat more: {timing:?}");
+        assert!(drift * 100 >= lease, "clocks that differ by a hundredth: {timing:?}");
+        assert!(
+            solo_after + heartbeat < lease - drift,
+            "a leader that can go on alone does, before it stops reading: {timing:?}"
+        );
+        assert!(3 * heartbeat < solo_after, "one lost heartbeat or two are nothing: {timing:?}");
+    }
+}
