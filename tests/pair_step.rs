@@ -1,10 +1,14 @@
-//! Single steps of the pair's state machine: what one event does to a node that knows this and that. What many of them do together is for
-//! the model and the simulation.
+//! Single steps of the pair's state machine: what one event does to a node that knows this and that, and what operators are told of it. What
+//! many steps do together is for the model and the simulation.
 
 use duet::supervisor::fsm::{
     Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Note, Phase, Postgres, Record, Register, Setup, State, Sync,
     Third, Timing, Wish, step,
 };
+
+use duet::supervisor::pair::history::Takeovers;
+use duet::supervisor::pair::status::{NodeStatus, Survives};
+use duet::supervisor::postgres::pair::Details;
 
 const TIMING: Timing = Timing::FAST;
 const INSTANCE: u64 = 77;
@@ -211,4 +215,60 @@ fn every_profile_lets_a_lease_end_before_a_takeover_and_a_lost_peer_be_noticed_b
         );
         assert!(3 * heartbeat < solo_after, "one lost heartbeat or two are nothing: {timing:?}");
     }
+}
+
+fn told(state: &State) -> NodeStatus {
+    NodeStatus::of(state, "edge", Details::default(), None, Takeovers::default(), NOW + 1)
+}
+
+fn survives(state: &State) -> (bool, bool, bool) {
+    let Survives { a, b, witness, .. } = told(state).survives;
+    (a, b, witness)
+}
+
+#[test]
+fn what_the_pair_survives_counts_what_both_nodes_see() {
+    let seen = Some(register(NodeId::A, Mode::Pair));
+    let from = |node, change: fn(&mut Heartbeat)| {
+        let mut heartbeat = heartbeat(node, seen);
+        change(&mut heartbeat);
+        heartbeat
+    };
+    let mut owner = leader();
+    owner.lease_until = NOW + 500;
+    let with = |owner: &State, change| survives(&heard(owner, from(NodeId::B, change), NOW));
+    let a = |change| with(&owner, change);
+    assert_eq!(a(|_| {}), (true, true, true));
+    assert_eq!(a(|peer| peer.hears_witness = false), (false, true, true), "B couldn't take over");
+    assert_eq!(a(|peer| peer.paused = true), (false, true, true));
+    assert_eq!(a(|peer| peer.ready = false), (false, true, false));
+    let deaf = State { answer: None, ..owner };
+    assert_eq!(with(&deaf, |_| {}), (true, false, true), "A couldn't go on alone");
+    assert_eq!(with(&deaf, |peer| peer.hears_witness = false), (false, false, true));
+    let b = |change| survives(&heard(&follower(), from(NodeId::A, change), NOW));
+    assert_eq!(b(|_| {}), (true, true, true), "the follower tells the same");
+    assert_eq!(b(|peer| peer.hears_witness = false), (true, false, true));
+    assert_eq!(b(|peer| peer.paused = true), (false, true, true));
+}
+
+#[test]
+fn a_follower_that_does_not_take_over_says_what_keeps_it_from_it() {
+    let mut state = follower();
+    state.forgiven_at = NOW - 10_000;
+    state.ticked_at = NOW;
+    let says = |state: &State| told(state).explanation;
+    assert!(says(&state).contains("promise has run out and the witness agrees"), "{}", says(&state));
+    state.answer = None;
+    assert!(says(&state).contains("Neither the leader nor the witness"), "{}", says(&state));
+    state.advanced_at = Some(NOW);
+    assert!(says(&state).contains("what it writes arrives"), "{}", says(&state));
+    (state.advanced_at, state.took_over_at) = (None, Some(NOW - 1_000));
+    assert!(says(&state).contains("since the last time"), "{}", says(&state));
+    state.paused_until = Some(NOW + 1_000);
+    assert!(says(&state).contains("duet resume"), "{}", says(&state));
+    let mut owner = node(NodeId::A, register(NodeId::A, Mode::Pair));
+    owner.record.complete = false;
+    assert!(says(&owner).contains("duet failover --accept-data-loss"), "{}", says(&owner));
+    let paused = step(&leader(), Event::Operator(Wish::Pause { until: NOW + 1_000 }), NOW).0;
+    assert!(says(&paused).contains("Failover is paused"), "{}", says(&paused));
 }

@@ -189,7 +189,7 @@ async fn dispatch(name: &str, asked: &Asked, pair: &PairConfig) -> Result<(), Fa
                     nodes.names[0], pair.cluster
                 )));
             }
-            nodes.act_on(0, Action::AcceptDataLoss).await
+            nodes.fail_over().await
         }
         "pause" => {
             let pause = parse_duration(asked.operand.as_deref().unwrap_or("10m")).map_err(Failure::usage)?;
@@ -197,10 +197,7 @@ async fn dispatch(name: &str, asked: &Asked, pair: &PairConfig) -> Result<(), Fa
         }
         "resume" => nodes.act_everywhere(Action::Resume, 0).await,
         "maintenance" => maintenance::run(&nodes, asked).await,
-        "reinit" => {
-            let at = nodes.find("follower").await?;
-            nodes.act_on(at, Action::Reinit).await
-        }
+        "reinit" => nodes.reinit().await,
         "drill" => drill::run(&nodes, pair, asked).await,
         "history" => nodes.show_history(asked.is("json")).await,
         "explain" => nodes.show_explanations().await,
@@ -258,24 +255,52 @@ impl Nodes {
         let name = self.names[at];
         let text = self.act(at, action, 0).await.map_err(|why| Failure::serving(format!("node {name}: {why}")))?;
         println!("node {name}: {text}");
-        self.show_status(false, false).await
+        Ok(())
+    }
+
+    /// Makes this node the leader, and waits until it answers.
+    async fn fail_over(&self) -> Result<(), Failure> {
+        let [here, there] = self.names;
+        println!("node {here} becomes the leader; what only node {there} has acknowledged is given up");
+        self.act_on(0, Action::AcceptDataLoss).await?;
+        let began = Instant::now();
+        while began.elapsed() < OUTCOME_DEADLINE {
+            if self.status_of(0).await.is_ok_and(|status| status.open) {
+                println!("node {here} leads");
+                return self.show_status(false, false).await;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Err(Failure::serving(format!("node {here} doesn't answer requests yet; duet explain tells why")))
+    }
+
+    /// Has the follower's copy made anew, and waits until it is.
+    async fn reinit(&self) -> Result<(), Failure> {
+        let at = self.find("follower").await?;
+        let (follower, leader) = (self.names[at], self.names[1 - at]);
+        println!(
+            "node {follower}'s copy is thrown away and made anew from node {leader}'s; until then the pair can't lose {leader}"
+        );
+        self.act_on(at, Action::Reinit).await?;
+        self.wait_for_follower().await
     }
 
     async fn act_everywhere(&self, action: Action, seconds: u64) -> Result<(), Failure> {
-        let mut done = false;
+        let mut missed = Vec::new();
         for (at, name) in self.names.iter().enumerate() {
             match self.act(at, action, seconds).await {
-                Ok(text) => {
-                    done = true;
-                    println!("node {name}: {text}");
+                Ok(text) => println!("node {name}: {text}"),
+                Err(why) => {
+                    eprintln!("duet: node {name}: {why}");
+                    missed.push(name.to_string());
                 }
-                Err(why) => eprintln!("duet: node {name}: {why}"),
             }
         }
-        if !done {
+        if missed.len() == self.names.len() {
             return Err(Failure::serving("neither node did it"));
         }
-        self.show_status(false, false).await
+        self.show_status(false, false).await?;
+        if missed.is_empty() { Ok(()) } else { Err(Failure::serving(format!("node {} didn't do it", missed.join(", ")))) }
     }
 
     async fn switch_over(&self) -> Result<(), Failure> {

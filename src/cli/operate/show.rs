@@ -7,7 +7,7 @@ use super::nodes::Statuses;
 use crate::config::ByteSize;
 use crate::config::units::format_duration;
 use crate::supervisor::pair::history::Entry;
-use crate::supervisor::pair::status::WitnessStatus;
+use crate::supervisor::pair::status::{NodeStatus, WitnessStatus};
 use crate::supervisor::pair::virtual_ip::Hold;
 use crate::types::Millis;
 
@@ -16,8 +16,8 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{:5} {:9} {:5} {:5} {:>5}  {:22} {:>4}  {:>12} {:>9}  {:12} DOING",
-        "NODE", "ROLE", "OPEN", "MODE", "EPOCH", "POSTGRESQL", "TL", "WAL", "LAG", "WITNESS"
+        "{:5} {:9} {:5} {:5} {:>5}  {:18} {:>4}  {:>12} {:>9} {:>7}  {:12} DOING",
+        "NODE", "ROLE", "OPEN", "MODE", "EPOCH", "POSTGRESQL", "TL", "WAL", "LAG", "LEASE", "WITNESS"
     );
     for (name, status) in names.iter().zip(statuses) {
         let _ = match status {
@@ -31,16 +31,17 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
                 };
                 writeln!(
                     out,
-                    "{:5} {:9} {:5} {:5} {:>5}  {:22} {:>4}  {:>12} {:>9}  {:12} {}",
+                    "{:5} {:9} {:5} {:5} {:>5}  {:18} {:>4}  {:>12} {:>9} {:>7}  {:12} {}",
                     status.node,
                     status.role,
                     if status.open { "yes" } else { "no" },
                     status.mode.as_deref().unwrap_or("-"),
                     status.epoch,
-                    status.postgres.split(',').next().unwrap_or_default(),
+                    now_and_goal(status),
                     details.timeline,
                     format!("{:X}/{:X}", details.flushed >> 32, details.flushed & 0xffff_ffff),
                     lag,
+                    status.lease_left_ms.map_or_else(|| "-".to_owned(), |left| format!("{left}ms")),
                     match status.witness {
                         WitnessStatus::None => "none",
                         WitnessStatus::Fence => "fence",
@@ -56,7 +57,8 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
     // The leader knows best.
     let best = statuses.iter().flatten().max_by_key(|status| (status.open, status.epoch));
     if let Some(best) = best {
-        let _ = writeln!(out, "\n{}", best.survives.sentence);
+        let nobody = if best.open { "" } else { "Nobody answers requests now. " };
+        let _ = writeln!(out, "\n{nobody}{}", best.survives.sentence);
         for status in statuses.iter().flatten() {
             let virtual_ip = status.virtual_ip.as_ref();
             if let Some(ip) = virtual_ip.filter(|ip| ip.state == Hold::Held) {
@@ -86,6 +88,13 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
         }
     }
     out
+}
+
+/// What PostgreSQL is, and what it is to be if that is something else.
+fn now_and_goal(status: &NodeStatus) -> String {
+    let first = |text: &str| text.split(',').next().unwrap_or_default().to_owned();
+    let (now, goal) = (first(&status.postgres), first(&status.goal));
+    if now == goal || now == "down" && goal == "stopped" { now } else { format!("{now} → {goal}") }
 }
 
 /// A line of `duet history`.
@@ -125,10 +134,32 @@ pub(super) fn when(at_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::fsm::{Goal, NodeId, Phase, Postgres, Record, Setup, State, Third, Timing};
+    use crate::supervisor::pair::history::Takeovers;
+    use crate::supervisor::postgres::pair::Details;
 
     #[test]
     fn what_is_left_is_never_told_as_nothing() {
         assert_eq!([1, 1000, 1001, 4 * 3_600_000].map(duration), ["1s", "1s", "2s", "4h"]);
+    }
+
+    #[test]
+    fn the_table_tells_what_each_node_is_and_is_to_be() {
+        let setup = Setup { me: NodeId::B, timing: Timing::FAST, third: Third::Witness, begins: false };
+        let mut state = State::new(setup, Record::default(), 0);
+        state.phase = Phase::Follower;
+        state.goal = Goal::Standby { rebuild: false };
+        state.postgres = Postgres::Busy;
+        let details = Details { timeline: 3, flushed: 0x1_0000_00ff, ..Details::default() };
+        let b = NodeStatus::of(&state, "edge", details, None, Takeovers::default(), 100);
+        let a = NodeStatus { node: 'A', role: "leader".to_owned(), lease_left_ms: Some(612), open: true, ..b.clone() };
+        let shown = table(['A', 'B'], &[Ok(a.clone()), Ok(b.clone())]);
+        let lines: Vec<&str> = shown.lines().collect();
+        let column = |name: &str| lines[0].find(name).unwrap();
+        assert!(lines[2][column("POSTGRESQL")..].starts_with("busy → standby"), "{shown}");
+        assert!(lines[1].contains(" 612ms ") && lines[2].contains(" 1/FF ") && !shown.contains("Nobody answers"), "{shown}");
+        let shown = table(['A', 'B'], &[Err("doesn't answer".to_owned()), Ok(b)]);
+        assert!(shown.contains("A     doesn't answer\n") && shown.contains("Nobody answers requests now. "), "{shown}");
     }
 
     #[test]

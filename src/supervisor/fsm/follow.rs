@@ -33,10 +33,17 @@ impl State {
             Some(peer) => now >= peer.heard_at.max(self.forgiven_at) + timing.takeover_after + delay,
             None => now >= self.forgiven_at + timing.boot_patience + delay,
         };
-        // Data that keeps coming is a sign of life, whatever happened to the heartbeats.
-        let flows = self.advanced_at.is_some_and(|at| now < at + 3 * timing.heartbeat);
-        let again_too_soon = self.took_over_at.is_some_and(|at| now < at + timing.backoff);
-        silent && !flows && !again_too_soon && now >= self.promised_until
+        silent && !self.receives(now) && !self.took_over_lately(now) && now >= self.promised_until
+    }
+
+    /// Whether data keeps coming: a sign of the leader's life, whatever happened to the heartbeats.
+    pub fn receives(&self, now: u64) -> bool {
+        self.advanced_at.is_some_and(|at| now < at + 3 * self.setup.timing.heartbeat)
+    }
+
+    /// Whether it is too soon for this node to take over again unasked.
+    pub fn took_over_lately(&self, now: u64) -> bool {
+        self.took_over_at.is_some_and(|at| now < at + self.setup.timing.backoff)
     }
 }
 

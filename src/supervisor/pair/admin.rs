@@ -72,7 +72,7 @@ impl Admin for AdminService {
             Action::PeerBack => Wish::PeerBack,
             Action::Resume => Wish::Resume,
             Action::Reinit => {
-                let asked = self.handle.reinit().map_err(Status::failed_precondition)?;
+                let asked = self.handle.reinit().await.map_err(Status::failed_precondition)?;
                 return Ok(Response::new(ActResponse { text: asked }));
             }
             Action::Die => {

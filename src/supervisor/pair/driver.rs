@@ -32,6 +32,8 @@ use crate::witness::backend::Witness;
 /// gone. Counted apart, so that questions to a slow one never keep a takeover from it.
 const WITNESS_CALLS_MAX: usize = 4;
 const ORDERS_MAX: usize = 16;
+/// How long a copy that is to be made anew may take to be given up.
+const REINIT_DEADLINE: Duration = Duration::from_secs(1);
 /// A peer isn't heard any more when so many heartbeats are missing.
 const PATIENCE_BEATS: Millis = 3;
 
@@ -147,17 +149,22 @@ impl Handle {
         answered.await.map_err(|_| gone())?
     }
 
-    /// Has the follower's copy made anew, as if PostgreSQL had found that it can't be used.
+    /// Has the follower's copy made anew, as if PostgreSQL had found that it can't be used. Returns when that has begun.
     ///
     /// # Errors
-    /// This node doesn't follow a leader.
-    pub fn reinit(&self) -> Result<String, String> {
+    /// This node doesn't follow a leader, or can't do without its copy at this moment.
+    pub async fn reinit(&self) -> Result<String, String> {
         let state = self.views.borrow().state;
         if state.phase != Phase::Follower || !self.views.borrow().peer_leads() {
             return Err(format!("only a node that follows a leader can be made anew. {}", explain(&state, clock::now())));
         }
         let asked = self.internal.try_send(Event::RebuildNeeded);
         asked.map_err(|_| "this node is busy or stopping; try again".to_owned())?;
+        let mut views = self.views.clone();
+        let begun = tokio::time::timeout(REINIT_DEADLINE, views.wait_for(|view| !view.state.record.complete)).await;
+        if !matches!(begun, Ok(Ok(_))) {
+            return Err(format!("not at this moment. {}", explain(&self.views.borrow().state, clock::now())));
+        }
         Ok("this node's copy is made anew from the leader's; until then the pair can't lose the leader".to_owned())
     }
 

@@ -204,18 +204,20 @@ fn witness(state: &State, now: Millis) -> WitnessStatus {
 fn survives(state: &State, now: Millis) -> Survives {
     let third = witness(state, now);
     let fence = third == WitnessStatus::Fence;
-    let witness = fence || third == WitnessStatus::Answers;
     let Some(seen) = state.record.seen else {
         let sentence = "Nothing is known of the pair yet.".to_owned();
         return Survives { a: false, b: false, witness: false, sentence };
     };
     let useful = peer_is_useful(state, now);
     let mode = state.mode().unwrap_or(seen.mode);
+    // Whoever goes on asks the witness itself: what this node hears says nothing of what its peer does.
+    let here = fence || third == WitnessStatus::Answers;
+    let there = fence || useful && state.peer.is_some_and(|peer| peer.heartbeat.hears_witness);
+    let (owner_asks, other_asks) = if state.is_owner() { (here, there) } else { (there, here) };
+    let paused = state.paused_until.is_some() || useful && state.peer.is_some_and(|peer| peer.heartbeat.paused);
     // (of the owner, of the other node, of the witness)
     let (owner, other, third) = match mode {
-        Mode::Pair => {
-            (witness && useful && state.paused_until.is_none(), witness, useful || third == WitnessStatus::None || fence)
-        }
+        Mode::Pair => (other_asks && useful && !paused, owner_asks, useful || third == WitnessStatus::None || fence),
         Mode::Solo | Mode::Asym => (false, true, true),
     };
     let (owner_name, other_name) = (letter(seen.owner), letter(seen.owner.peer()));
@@ -231,14 +233,22 @@ fn survives(state: &State, now: Millis) -> Survives {
         Mode::Pair if owner && other => format!(
             "The pair survives the loss of {owner_name} or of {other_name}; not that of the witness as long as the nodes don't hear each other."
         ),
-        Mode::Pair if useful && other && state.paused_until.is_some() => format!(
+        Mode::Pair if useful && other && paused => format!(
             "Failover is paused: the pair survives the loss of {other_name}{}, and stops without {owner_name} until duet resume.",
             if third { " or of the witness" } else { "" }
         ),
-        Mode::Pair => format!(
-            "The pair survives no further loss of a node: {}.",
-            if witness { format!("{other_name} isn't ready to take over") } else { "the witness isn't heard".to_owned() }
+        Mode::Pair if useful && other => format!(
+            "{other_name} doesn't hear the witness: the pair survives the loss of {other_name} or of the witness, and stops without \
+             {owner_name}."
         ),
+        Mode::Pair if owner => format!(
+            "{owner_name} doesn't hear the witness: the pair survives the loss of {owner_name} ({other_name} takes over), and stops without \
+             {other_name}."
+        ),
+        Mode::Pair if other => format!(
+            "{other_name} isn't ready to take over: the pair survives the loss of {other_name}, and stops without {owner_name}."
+        ),
+        Mode::Pair => "The pair survives no further loss of a node: the witness isn't heard.".to_owned(),
         Mode::Solo if state.peer_away_until.is_some() => format!(
             "{other_name} is in maintenance and {owner_name} goes on alone: the pair survives the loss of {other_name} or of the witness, and \
              stops without {owner_name}."
@@ -260,6 +270,10 @@ pub fn explain(state: &State, now: Millis) -> String {
     let timing = state.setup.timing;
     let peer = letter(state.me().peer());
     match state.phase {
+        Phase::Boot | Phase::Follower if state.is_owner() && !state.record.complete => format!(
+            "This node is the owner and has no whole copy of the data: it can't lead. If node {peer}'s copy is what should be kept, run there: \
+             duet failover --accept-data-loss."
+        ),
         Phase::Boot => match state.record.seen {
             None => format!(
                 "Nobody has said yet whether there is a store: waiting for node {peer}{}.",
@@ -269,14 +283,17 @@ pub fn explain(state: &State, now: Millis) -> String {
                 "This node was the owner and may have been replaced meanwhile: waiting for node {peer} or the witness to say what holds."
             ),
         },
-        Phase::Leader if state.may_acknowledge(now) => match state.mode() {
-            Some(Mode::Solo) if state.peer_away_until.is_some() => {
-                format!("Leads alone, because node {peer} is in maintenance (duet maintenance --end).")
-            }
-            Some(Mode::Solo) => format!("Leads alone, because node {peer} isn't there or hasn't caught up yet."),
-            Some(Mode::Asym) => "Leads with the peer in step; without a witness only this node may go on alone.".to_owned(),
-            _ => "Leads with the peer in step.".to_owned(),
-        },
+        Phase::Leader if state.may_acknowledge(now) => {
+            let leads = match state.mode() {
+                Some(Mode::Solo) if state.peer_away_until.is_some() => {
+                    format!("Leads alone, because node {peer} is in maintenance (duet maintenance --end).")
+                }
+                Some(Mode::Solo) => format!("Leads alone, because node {peer} isn't there or hasn't caught up yet."),
+                Some(Mode::Asym) => "Leads with the peer in step; without a witness only this node may go on alone.".to_owned(),
+                _ => "Leads with the peer in step.".to_owned(),
+            };
+            if state.paused_until.is_some() { format!("{leads} Failover is paused (duet resume).") } else { leads }
+        }
         Phase::Leader if !matches!(state.postgres, Postgres::Primary(_)) => "Leads, and waits for its PostgreSQL.".to_owned(),
         Phase::Leader if now < state.promised_until => {
             "Leads, and waits until its own promise to the peer has run out.".to_owned()
@@ -305,6 +322,15 @@ pub fn explain(state: &State, now: Millis) -> String {
                 }
                 Some(Mode::Pair) if state.may_take_over() && state.fences() => {
                     "The leader isn't heard: takes over as soon as its machine is off.".to_owned()
+                }
+                Some(Mode::Pair) if state.may_take_over() && state.receives(now) => {
+                    "The leader isn't heard, but what it writes arrives: it is there, so this node doesn't take over.".to_owned()
+                }
+                Some(Mode::Pair) if state.may_take_over() && state.took_over_lately(now) => {
+                    "The leader isn't heard; takes over when a while has passed since the last time.".to_owned()
+                }
+                Some(Mode::Pair) if state.may_take_over() && !state.hears_witness(now) => {
+                    "Neither the leader nor the witness is heard: takes over once the witness agrees.".to_owned()
                 }
                 Some(Mode::Pair) if state.may_take_over() => {
                     "The leader isn't heard: takes over as soon as its promise has run out and the witness agrees.".to_owned()

@@ -23,6 +23,9 @@ struct UnderWay {
 impl TakeoverClock {
     /// After a step.
     pub fn stepped(&mut self, after: &State, actions: &[Action], now: Millis) {
+        if actions.contains(&Action::Note(Note::Forced)) {
+            self.0 = Some(UnderWay { unplanned: false, sign: now, asked: now, owned: None, promoted: None, opened: None });
+        }
         if actions.contains(&Action::Note(Note::TakesOver)) {
             // The heartbeat that asked for it, if one did, is the newest.
             let released = after.peer.is_some_and(|peer| peer.heartbeat.released);
