@@ -17,7 +17,7 @@ help:
 	@echo "make run        install what is missing, build, and run a pair of nodes and their witness on this machine: duet pair"
 	@echo "make run-single the same with one node: duet dev"
 	@echo "make build      build $(DUET)"
-	@echo "make install    copy it to /usr/local/bin (PREFIX=/usr/local)"
+	@echo "make install    copy it and duet-witness to /usr/local/bin (PREFIX=/usr/local)"
 	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
 	@echo "make test-postgres  what touches PostgreSQL, against 16, 17 and 18"
 	@echo "make test-pair  thousands of seeds and millions of states for the pair's state machine"
@@ -32,10 +32,10 @@ run-single: build
 
 build:
 	@scripts/setup.sh run
-	cargo build --release --locked --bin duet
+	cargo build --release --locked --bin duet --bin duet-witness
 
 install: build
-	install -D -m 0755 $(DUET) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/duet
+	install -D -m 0755 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/bin $(DUET) $(DUET)-witness
 
 test: lint test-rust test-go
 
@@ -51,8 +51,9 @@ test-rust:
 	tests/tools/build.sh etcd etcdutl kube-apiserver >/dev/null
 	cargo test --locked
 
-# etcd's own clients and K3s' datastore client, against the release build.
+# What only an optimised build can show; then etcd's own clients and K3s' datastore client, against the release build.
 test-go: build
+	DUET_WITNESS_BIN=$(DUET)-witness cargo test --locked --test witness a_witness_that_works_is_small
 	DUET_BIN=$(DUET) tests/conformance/run.sh clientv3 k3s etcdctl
 
 # The PostgreSQLs that Debian 12 doesn't have are fetched once.

@@ -22,8 +22,8 @@ const CGROUP: &str = "/sys/fs/cgroup/cpu/duet-bench";
 const PERIOD_US: u32 = 100_000;
 const QUOTA_US: u32 = PERIOD_US / 2;
 
-/// Disturbs a pair under load for so long; prints what clients noticed, and how often the lead and the mode changed.
-pub fn run(cluster: &mut Cluster, disturbance: Event, long: Duration, rng: &mut SmallRng) {
+/// Disturbs a pair under load for so long; prints what clients noticed, and how often the lead and the mode changed. Whether the leader stayed.
+pub fn run(cluster: &mut Cluster, disturbance: Event, long: Duration, rng: &mut SmallRng) -> bool {
     let leader = cluster.until_paired();
     let load = cluster.load();
     load.run_until(Instant::now() + Duration::from_secs(2));
@@ -53,6 +53,7 @@ pub fn run(cluster: &mut Cluster, disturbance: Event, long: Duration, rng: &mut 
         after.epoch - before.epoch,
         after.version - before.version
     );
+    after.epoch == before.epoch
 }
 
 fn pause(cluster: &Cluster, node: usize) {

@@ -1,30 +1,44 @@
 //! An open loop of writes to all nodes in turn, from the client's namespace: one goes out every few milliseconds whatever became of the others.
+//! At its end it looks whether everything that was acknowledged is there.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, ConnectOptions, Error};
+use etcd_client::{Client, ConnectOptions, Error, GetOptions};
 use tokio::sync::mpsc;
 
 const EVERY: Duration = Duration::from_millis(5);
 /// A write that isn't answered by then has failed.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long what is stored may take to be read at the end.
+const READ_PATIENCE: Duration = Duration::from_secs(60);
+const KEYS: usize = 100;
+const PREFIX: &str = "load/";
 /// What clientv3 sends again: certainly not applied.
 const RETRIABLE: &str = "there is no connection available";
 
 /// One write.
 struct Write {
+    key: String,
     sent: Instant,
     answered: Instant,
-    acknowledged: bool,
+    /// Of an acknowledged one.
+    revision: Option<i64>,
+}
+
+/// What was written, and the revision that each key has at the end.
+struct Written {
+    writes: Vec<Write>,
+    stored: BTreeMap<String, i64>,
 }
 
 /// See the module.
 pub struct Load {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Vec<Write>>,
+    thread: std::thread::JoinHandle<Written>,
 }
 
 /// What clients noticed.
@@ -61,19 +75,34 @@ impl Load {
     /// From the event to the first acknowledged write that was sent after it was `effective`; and the longest gap since `began`.
     pub fn finish(self, began: Instant, effective: Instant) -> (Duration, Gap) {
         self.stop.store(true, Ordering::Relaxed);
-        let writes = self.thread.join().unwrap();
-        let mut acknowledged: Vec<&Write> = writes.iter().filter(|write| write.acknowledged).collect();
+        let written = self.thread.join().unwrap();
+        written.check();
+        let writes = written.writes;
+        let mut acknowledged: Vec<&Write> = writes.iter().filter(|write| write.revision.is_some()).collect();
         acknowledged.sort_by_key(|write| write.answered);
         let first = acknowledged.iter().find(|write| write.sent >= effective).expect("somebody answers again");
         let since: Vec<Instant> = acknowledged.iter().map(|write| write.answered).filter(|at| *at >= began).collect();
         let longest = since.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
         let longest = longest.max(since.first().map_or(Duration::ZERO, |first| *first - began));
-        let failed = writes.iter().filter(|write| !write.acknowledged && write.sent >= began).count();
+        let failed = writes.iter().filter(|write| write.revision.is_none() && write.answered >= began).count();
         (first.answered - effective, Gap { longest, failed })
     }
 }
 
-async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<Write> {
+impl Written {
+    /// Panics when an acknowledged write is lost, or two have one revision.
+    fn check(&self) {
+        let mut revisions = BTreeSet::new();
+        for Write { key, revision, .. } in &self.writes {
+            let Some(revision) = revision else { continue };
+            assert!(revisions.insert(revision), "two acknowledged writes have revision {revision}");
+            let stored = self.stored.get(key).copied().unwrap_or_default();
+            assert!(stored >= *revision, "{key} was acknowledged at revision {revision} and is at {stored}");
+        }
+    }
+}
+
+async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Written {
     let connect = |url: String| async move {
         let options =
             ConnectOptions::new().with_keep_alive(Duration::from_secs(1), Duration::from_secs(1)).with_tcp_keepalive(PATIENCE);
@@ -92,17 +121,18 @@ async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<Write> {
         let (mut client, done) = (clients[number % clients.len()].clone(), done.clone());
         let sent = Instant::now();
         tokio::spawn(async move {
+            let key = format!("{PREFIX}{}", number % KEYS);
             let put = async {
                 loop {
-                    match client.put(format!("load/{}", number % 100), vec![b'x'; 512], None).await {
-                        Ok(_) => return true,
+                    match client.put(key.as_str(), vec![b'x'; 512], None).await {
+                        Ok(answer) => return answer.header().map(etcd_client::ResponseHeader::revision),
                         Err(Error::GRpcStatus(status)) if status.message() == RETRIABLE => tokio::time::sleep(EVERY).await,
-                        Err(_) => return false,
+                        Err(_) => return None,
                     }
                 }
             };
-            let acknowledged = tokio::time::timeout(PATIENCE, put).await.unwrap_or(false);
-            let _ = done.send(Write { sent, answered: Instant::now(), acknowledged });
+            let revision = tokio::time::timeout(PATIENCE, put).await.unwrap_or(None);
+            let _ = done.send(Write { key, sent, answered: Instant::now(), revision });
         });
     }
     drop(done);
@@ -110,5 +140,19 @@ async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<Write> {
     while let Some(write) = finished.recv().await {
         writes.push(write);
     }
-    writes
+    let stored = tokio::time::timeout(READ_PATIENCE, stored(clients)).await.expect("somebody answers a read");
+    Written { writes, stored }
+}
+
+/// What is there now, as whoever answers first says it.
+async fn stored(mut clients: Vec<Client>) -> BTreeMap<String, i64> {
+    loop {
+        for client in &mut clients {
+            let asked = client.get(PREFIX, Some(GetOptions::new().with_prefix().with_keys_only()));
+            if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, asked).await {
+                let key = |kv: &etcd_client::KeyValue| String::from_utf8_lossy(kv.key()).into_owned();
+                return answer.kvs().iter().map(|kv| (key(kv), kv.mod_revision())).collect();
+            }
+        }
+    }
 }

@@ -5,7 +5,8 @@
 //!
 //! With `--etcd PROGRAM`, three members of etcd lose their leader's machine in turn with the pair. Needs root and `ip`. Prints, for each event, the distribution of the time from the event to the first acknowledged write that was sent
 //! after it, the longest gap between acknowledged writes, and what each takeover says of its own phases. Then what must not make anybody take
-//! over, for `--minutes` each (needs `iptables`, and control groups, version 1). It touches nothing outside of its namespaces but one
+//! over, for `--minutes` each. It fails when an acknowledged write is lost, a revision is used twice, a switchover fails a request, or somebody
+//! takes over in a disturbance (needs `iptables`, and control groups, version 1). It touches nothing outside of its namespaces but one
 //! control group, and removes them when it ends, however it ends.
 
 mod disturb;
@@ -108,9 +109,11 @@ fn main() {
     println!(
         "| event | runs | first | gap | failed | takeovers | detect | decide | promote | open | serve |, ms: best / median / worst"
     );
+    let mut wrong = false;
     for event in events {
         if event.only_disturbs() {
-            disturb::run(&mut cluster, event, Duration::from_secs_f64(options.minutes * 60.0), &mut rng);
+            let stayed = disturb::run(&mut cluster, event, Duration::from_secs_f64(options.minutes * 60.0), &mut rng);
+            wrong |= !stayed;
             continue;
         }
         let mut beside = etcd.as_mut().filter(|_| event == Event::MachineLost);
@@ -122,9 +125,15 @@ fn main() {
             }
         }
         report(&format!("{event:?}"), &runs);
+        wrong |= event == Event::Switchover && runs.iter().any(|run| run.gap.failed > 0);
         if beside.is_some() {
             report("MachineLost, etcd", &of_etcd);
         }
+    }
+    drop((cluster, etcd));
+    if wrong {
+        eprintln!("a request failed in a switchover, or somebody took over without a reason: see above");
+        std::process::exit(1);
     }
 }
 
@@ -167,7 +176,8 @@ fn run(cluster: &mut Cluster, event: Event, rng: &mut rand::rngs::SmallRng) -> R
         Event::Switchover => cluster.switch_over(leader),
         Event::Pauses | Event::LeaderStarved | Event::FollowerStarved | Event::PacketLoss => unreachable!("these lose nothing"),
     }
-    let effective = effective.unwrap_or_else(Instant::now);
+    // A switchover's command ends when both are a pair again.
+    let effective = if event == Event::Switchover { began } else { effective.unwrap_or_else(Instant::now) };
     load.run_until(Instant::now() + AFTERWARDS);
     let (first_ack, gap) = load.finish(began, effective);
     let takeover = cluster.last_takeover(began);

@@ -10,6 +10,7 @@
 //! | `peer_port` | who may call a node of a pair on its peer port |
 //! | `guardian` | kills a node that stands still |
 //! | [`init`] | what process 1 of a container is besides |
+//! | `start_pages` | memory that only a start needs |
 //! | [`server`] | what `dev`, `serve`, `node` and `etcd` share: from bound sockets to the last connection |
 //!
 //! Invariant: a wrong command line or configuration ends the process with code 64 before anything is bound or started.
@@ -34,6 +35,7 @@ mod pair_kill;
 mod peer_port;
 pub mod serve;
 pub mod server;
+mod start_pages;
 pub mod witness;
 mod witness_begin;
 
@@ -49,7 +51,23 @@ pub fn run(argv: Vec<String>) -> ExitCode {
     if let Some(code) = init::parent_of_all() {
         return code;
     }
-    let outcome = dispatch(&argv);
+    exit_code(dispatch(&argv))
+}
+
+/// Runs the program `duet-witness`, whose arguments are those of `duet witness`.
+pub fn run_witness(argv: Vec<String>) -> ExitCode {
+    if let Some(code) = init::parent_of_all() {
+        return code;
+    }
+    let rest = argv.get(1..).unwrap_or_default();
+    if matches!(rest, [only] if ["version", "--version", "-version", "-V"].contains(&only.as_str())) {
+        println!("duet-witness {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    exit_code(witness::run_alone(rest))
+}
+
+fn exit_code(outcome: Result<(), Failure>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

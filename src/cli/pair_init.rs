@@ -383,7 +383,7 @@ impl Plan {
             if host.parse::<std::net::IpAddr>().is_ok() { url("https", host, *port) } else { url("https", "0.0.0.0", *port) };
         let file = |name: &str| toml_text(&place.join(name).display().to_string());
         format!(
-            "# The witness of the pair \"{}\": duet witness --config-file THIS-FILE\n\
+            "# The witness of the pair \"{}\": duet-witness --config-file THIS-FILE\n\
              data-dir = {}\nlisten-peer-url = {}\npair-cert-file = {}\npair-key-file = {}\npair-trusted-ca-file = {}\n",
             self.cluster,
             toml_text(&if self.in_place { self.data("witness") } else { "/var/lib/duet-witness".into() }.display().to_string()),
@@ -404,7 +404,7 @@ impl Plan {
         if self.in_place {
             let _ = write!(text, "\nstart each in a terminal of its own:\n");
             if self.witness.is_some() {
-                let _ = writeln!(text, "  duet witness --config-file {out}/witness/witness.toml");
+                let _ = writeln!(text, "  duet-witness --config-file {out}/witness/witness.toml");
             }
             let _ = writeln!(text, "  duet node --config-file {out}/a/duet.toml\n  duet node --config-file {out}/b/duet.toml");
         } else {
@@ -412,7 +412,7 @@ impl Plan {
             let _ = writeln!(text, "\ncopy a/ to {to} on {}, b/ to {to} on {}, then on each:", self.a.address, self.b.address);
             let _ = writeln!(text, "  duet node --config-file {to}/duet.toml");
             if let Some((host, _)) = &self.witness {
-                let _ = writeln!(text, "and witness/ to {to} on {host}:\n  duet witness --config-file {to}/witness.toml");
+                let _ = writeln!(text, "and witness/ to {to} on {host}:\n  duet-witness --config-file {to}/witness.toml");
             }
         }
         if self.witness_store.is_some() {

@@ -3,7 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::server::StopSignals;
-use super::{Failure, load, witness_begin};
+use super::{Failure, load, start_pages, witness_begin};
 use crate::config::{Config, ListenUrl, PairTlsFiles, TlsConfig};
 use crate::net::tls::{self, Tls};
 use crate::net::{Listeners, ServeOptions, SocketOptions, serve};
@@ -14,6 +14,7 @@ use crate::witness::service::WitnessService;
 use crate::witness::store::{Store, StoreError};
 
 const USAGE: &str = "duet witness --config-file FILE [flags]";
+const USAGE_ALONE: &str = "duet-witness --config-file FILE [flags]";
 /// Threads that wait for the disk: writes are one at a time anyway.
 const BLOCKING_THREADS: usize = 2;
 
@@ -25,7 +26,19 @@ pub fn run(args: &[String]) -> Result<(), Failure> {
     if let Some(rest) = args.strip_prefix(&["begin".to_owned()]) {
         return witness_begin::run(rest);
     }
-    let Some(loaded) = load::load(args, USAGE)? else { return Ok(()) };
+    serve_registers(args, USAGE)
+}
+
+/// Runs the daemon as a program of its own.
+///
+/// # Errors
+/// Exit codes as `--help` lists them.
+pub fn run_alone(args: &[String]) -> Result<(), Failure> {
+    serve_registers(args, USAGE_ALONE)
+}
+
+fn serve_registers(args: &[String], usage: &str) -> Result<(), Failure> {
+    let Some(loaded) = load::load(args, usage)? else { return Ok(()) };
     let (tls, listen) = check(&loaded.config)?;
     loaded.start_logging()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build();
@@ -71,6 +84,9 @@ async fn witness(config: Config, tls: TlsConfig, listen: ListenUrl) -> Result<()
     tokio::spawn(systemd.clone().keep_alive());
     systemd.ready().await;
     tracing::info!(endpoints = urls, "the witness is ready");
+    if let Err(error) = start_pages::give_back() {
+        tracing::debug!(%error, "what only the start needed stays in memory");
+    }
     let signal = signals.next().await;
     systemd.stopping();
     tracing::info!(signal, "stopping");

@@ -196,3 +196,64 @@ async fn an_upgrade_of_one_node_at_a_time_fails_no_request() {
     let versions: Vec<String> = pair.statuses(A).await.into_iter().map(|one| one.version).collect();
     assert_eq!(versions.len(), 2, "{versions:?}");
 }
+
+/// What the whole confirmation of a forced failover looks like.
+const FORCE: [&str; 5] = ["failover", "--accept-data-loss", "--peer-is-off", "--confirm", "test"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_asks_for_is_done_to_its_end_or_refused_with_a_reason() {
+    let (mut pair, seed) = (Pair::start().await, seed());
+    let mut load = load(&pair, seed);
+    load.progress(50).await;
+    let leader = pair.until_paired().await;
+    let follower = 1 - leader;
+    let before = pair.statuses(A).await;
+    let refused = pair.operate(follower, &FORCE).await.unwrap_err();
+    assert!(refused.contains("is heard and leads"), "{refused}");
+    assert_eq!(pair.statuses(A).await[0].register_version, before[0].register_version, "nothing was decided");
+
+    let said = pair.operate(leader, &["reinit"]).await.unwrap();
+    assert!(said.contains("made anew") && said.contains("any one of them"), "the plan and the outcome: {said}");
+    let history = pair.operate(follower, &["history"]).await.unwrap();
+    assert!(history.contains(" rebuilds "), "{history}");
+    load.progress(50).await;
+
+    // A pause ends by itself, and what it held up is done then.
+    pair.operate(leader, &["pause", "4s"]).await.unwrap();
+    pair.lose(leader);
+    pair.until_open(follower).await;
+    let history = pair.operate(follower, &["history"]).await.unwrap();
+    let at = |what: &str| history.find(&format!(" {what} ")).unwrap_or_else(|| panic!("no {what} in {history}"));
+    assert!(at("paused") < at("resumed") && at("resumed") < at("takes-over"), "{history}");
+
+    let refused = pair.operate(follower, &["switchover"]).await.unwrap_err();
+    assert!(refused.contains("not in step"), "{refused}");
+    let (code, _, told) = pair.run(follower, &["pause", "10m"]).await;
+    assert!(code == 1 && told.contains("didn't do it"), "one of two isn't enough: {told}");
+    pair.operate(follower, &["resume"]).await.unwrap_err();
+    pair.start_node(leader);
+    assert_eq!(pair.until_paired().await, follower);
+    assert_sound(&pair, load, seed).await;
+}
+
+/// A leader that stands still, and that nobody may replace: who asks for it at the follower isn't kept waiting until a connection is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_a_silent_leader_has_is_given_up_by_its_follower() {
+    let mut pair = Pair::start_unguarded().await;
+    let leader = pair.until_paired().await;
+    pair.kill_witness();
+    pair.until("agreed", |all| all.len() == 2 && all.iter().all(|one| one.mode.as_deref() == Some("ASYM"))).await;
+    let mut client = Client::connect([pair.urls()[1 - leader].clone()], None).await.unwrap();
+    client.put("k", "v", None).await.unwrap();
+    pair.node(leader).signal(Signal::SIGSTOP);
+    let began = std::time::Instant::now();
+    let error = client.put("k", "w", None).await.unwrap_err();
+    assert!(error.to_string().contains("possibly due to previous leader failure"), "it was sent, and nobody knows: {error}");
+    // HTTP/2's own pings take ten seconds to find out.
+    assert!(began.elapsed() < std::time::Duration::from_secs(8), "{:?}", began.elapsed());
+    let error = client.put("k", "w", None).await.unwrap_err();
+    assert!(error.to_string().contains("there is no connection available"), "nothing is sent to it any more: {error}");
+    pair.node(leader).signal(Signal::SIGCONT);
+    pair.until_open(leader).await;
+    client.put("k", "x", None).await.unwrap();
+}

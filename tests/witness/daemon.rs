@@ -1,4 +1,4 @@
-//! `duet witness`, as `duet init` configures it.
+//! `duet-witness`, as `duet init` configures it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,9 +43,19 @@ fn init(out: &Path, port: u16) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// The program: the one that was built with these tests, or as it is shipped.
+fn program() -> String {
+    shipped().unwrap_or_else(|| env!("CARGO_BIN_EXE_duet-witness").to_owned())
+}
+
+/// An optimised build of it, if there is one: `DUET_WITNESS_BIN`.
+pub fn shipped() -> Option<String> {
+    std::env::var("DUET_WITNESS_BIN").ok()
+}
+
 fn run(dir: &Path) -> Process {
     let config = dir.join("pair/witness/witness.toml").display().to_string();
-    let mut process = Process::start(&duet(), &["witness".to_owned(), "--config-file".to_owned(), config]);
+    let mut process = Process::start(Path::new(&program()), &["--config-file".to_owned(), config]);
     process.line("the witness is ready");
     process
 }

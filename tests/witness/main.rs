@@ -138,18 +138,18 @@ async fn a_witness_answers_only_nodes_of_the_pair() {
     assert_eq!(own.read().await.unwrap(), written);
 }
 
-/// As it is shipped it has 12.1 MB, 2.4 of them its own and the rest the program's mapped pages; 10 are aimed at. Without optimisation, and with
-/// everything that is needed to find a mistake, it is larger. The bound keeps it from growing without a reason.
+/// Without optimisation, and with everything that is needed to find a mistake, it is larger than as it is shipped (`make test-go` tries that).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_witness_that_works_is_small() {
-    const RESIDENT_KB_MAX: u64 = if cfg!(debug_assertions) { 64 << 10 } else { 14_000 };
+    let resident_kb_max = if daemon::shipped().is_some() { 10_000 } else { 48_000 };
     let daemon = Daemon::start().await;
     let witness = daemon.node("test", daemon.port());
     for version in 1..=200 {
         contract::write(&*witness, version).await;
     }
     let resident = daemon.resident_kb();
-    assert!(resident < RESIDENT_KB_MAX, "{resident} kB");
+    println!("{resident} kB resident");
+    assert!(resident < resident_kb_max, "{resident} kB");
 }
 
 /// Waits for what a store does in its own time.

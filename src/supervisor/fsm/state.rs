@@ -245,6 +245,12 @@ impl State {
         self.setup.third == Third::Witness && self.answer.is_some() && now < self.answered_at + self.setup.timing.witness_lost
     }
 
+    /// Whether the witness answers and has the register that this node knows. Its last answer may be older than what the peer has told since,
+    /// which is nothing bad.
+    pub fn witness_is_there(&self, now: Millis) -> bool {
+        self.hears_witness(now) && self.answer.is_some_and(|answer| self.record.instance == Some(answer.instance))
+    }
+
     /// Whether the peer follows this node, has everything, and confirms it.
     pub fn peer_is_synchronous(&self, now: Millis) -> bool {
         self.postgres == Postgres::Primary(Sync::Confirmed) && self.peer_is_ready(now)

@@ -378,7 +378,7 @@ impl Step {
             proposal: state.proposal,
             fences: state.fences(),
             hears: state.peer.map(|peer| peer.heartbeat.process),
-            hears_witness: state.witness_is_usable(self.now),
+            hears_witness: state.witness_is_there(self.now),
             paused: state.paused_until.is_some(),
             able: state.phase == Phase::Follower && !state.leaving && state.record.complete && consistent,
             short_of_disk: state.short_of_disk,

@@ -193,10 +193,8 @@ fn witness(state: &State, now: Millis) -> WitnessStatus {
     match state.answer {
         _ if state.fences() => WitnessStatus::Fence,
         _ if state.setup.third == Third::Nobody => WitnessStatus::None,
-        Some(answer) if state.hears_witness(now) => {
-            // An answer that is older than what the peer has told since is out of date, and nothing worse.
-            if state.record.instance == Some(answer.instance) { WitnessStatus::Answers } else { WitnessStatus::NotBelieved }
-        }
+        Some(_) if state.witness_is_there(now) => WitnessStatus::Answers,
+        Some(_) if state.hears_witness(now) => WitnessStatus::NotBelieved,
         _ => WitnessStatus::Silent,
     }
 }

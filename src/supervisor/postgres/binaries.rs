@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::process::Command;
 
 use super::error::StartError;
@@ -79,8 +80,10 @@ impl Binaries {
         };
         let mut good: Vec<Self> = Vec::new();
         let mut bad = None;
-        for dir in candidates.iter().filter(|dir| dir.join("postgres").is_file() && dir.join("initdb").is_file()) {
-            match identify(dir).await {
+        let there = candidates.iter().filter(|dir| dir.join("postgres").is_file() && dir.join("initdb").is_file());
+        // At once: a node that was killed is waited for.
+        for identified in join_all(there.map(|dir| identify(dir))).await {
+            match identified {
                 Ok(binaries) => good.push(binaries),
                 Err(error) => bad = bad.or(Some(error)),
             }

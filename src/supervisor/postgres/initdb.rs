@@ -55,11 +55,11 @@ pub fn command(program: &Path, account: &Account) -> Command {
 /// Finds out, before anything is written, whether `account` can run the binaries and reach the data directory; gives it a door into
 /// the latter when the directories above are closed to it.
 pub async fn check_access(binaries: &Binaries, data_dir: &mut DataDir, account: &Account) -> Result<(), StartError> {
-    if !runs_in(Path::new("/"), binaries, account).await? {
-        return Err(unreachable_for(account, &binaries.bin_dir));
-    }
     if runs_in(data_dir.root(), binaries, account).await? {
         return Ok(());
+    }
+    if !runs_in(Path::new("/"), binaries, account).await? {
+        return Err(unreachable_for(account, &binaries.bin_dir));
     }
     let opened = data_dir.open_door();
     if opened.is_ok() && runs_in(&data_dir.seen_by_postgres(data_dir.root()), binaries, account).await.unwrap_or(false) {
