@@ -43,7 +43,7 @@ impl Model for Pair {
     }
 }
 
-const RULES: &str = "nothing acknowledged or shown is lost, and no epoch that has ended acknowledges";
+const RULES: &str = "nothing acknowledged or shown is lost, no epoch that has ended acknowledges, and none has two writers";
 
 const NONE: Budget = Budget {
     writes: 1,
@@ -216,6 +216,14 @@ fn forgetting_that_asym_was_agreed_is_noticed() {
     use Happening::*;
     let prefix = &[CutWitness(0), Crash(1), Restart(1), CutOneWay(1)];
     assert_noticed(Mutation::ForgetsAsym, Pair { mode: Mode::Asym, budget: Budget { cuts: 2, ..budget }, prefix, ..PAIR });
+}
+
+#[test]
+fn two_writers_in_one_epoch_are_noticed() {
+    use Happening::*;
+    // A has acknowledged, and is lost: B takes over without an epoch of its own.
+    let prefix = &[Write(0), Crash(0), Tick, Tick, Tick, Tick, SwapArrives(0, true), Move(1)];
+    assert_noticed(Mutation::KeepsEpoch, Pair { budget: Budget { writes: 2, crashes: 1, ..NONE }, prefix, ..PAIR });
 }
 
 /// With a fencing device in the place of the witness; the follower waits a tick longer than the leader.

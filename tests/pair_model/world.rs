@@ -57,6 +57,8 @@ pub enum Mutation {
     FencesUnheard,
     /// The command's answer counts even though the peer was heard since.
     BelievesLateFence,
+    /// A takeover goes on in the epoch of the former owner.
+    KeepsEpoch,
 }
 
 /// How often each kind of trouble may strike.
@@ -132,8 +134,8 @@ pub struct World {
     /// Writes that were acknowledged or shown.
     pub known: Vec<u8>,
     pub next_write: u8,
-    /// The greatest epoch in which a write was acknowledged.
-    pub acknowledged_in: i64,
+    /// The greatest epoch in which a write was acknowledged, and by which node.
+    pub acknowledged_in: Option<(i64, usize)>,
     pub broken: Option<&'static str>,
     pub mutation: Option<Mutation>,
 }
@@ -205,7 +207,7 @@ impl World {
             budget,
             known: Vec::new(),
             next_write: 1,
-            acknowledged_in: 0,
+            acknowledged_in: None,
             broken: None,
             mutation,
         };
@@ -411,8 +413,8 @@ impl World {
 
     /// Lets a node take an event, and does what it asks for.
     fn deliver(&mut self, node: usize, event: Event) {
-        let (mut state, actions) = step(&self.nodes[node].state, event, self.now);
-        self.mutate(node, &mut state, &actions);
+        let (mut state, mut actions) = step(&self.nodes[node].state, event, self.now);
+        self.mutate(node, &mut state, &mut actions);
         self.nodes[node].state = state;
         for action in actions {
             self.perform(node, action);
@@ -633,10 +635,16 @@ impl World {
             let epoch = me.state.record.seen.map_or(0, |seen| seen.epoch);
             self.known.extend(&me.wal[shown..]);
             self.known.sort_unstable();
-            if epoch < self.acknowledged_in {
-                self.broken = Some("a write was acknowledged in an epoch that had ended");
+            match self.acknowledged_in {
+                Some((newest, _)) if epoch < newest => {
+                    self.broken = Some("a write was acknowledged in an epoch that had ended");
+                }
+                Some((newest, other)) if epoch == newest && other != node => {
+                    self.broken = Some("both nodes acknowledged writes in one epoch");
+                }
+                _ => {}
             }
-            self.acknowledged_in = epoch;
+            self.acknowledged_in = Some((epoch, node));
             let len = self.nodes[node].wal.len();
             self.nodes[node].shown = Some(len);
         }
@@ -663,7 +671,7 @@ impl World {
         self.known.dedup();
     }
 
-    fn mutate(&mut self, node: usize, state: &mut State, actions: &[Action]) {
+    fn mutate(&mut self, node: usize, state: &mut State, actions: &mut [Action]) {
         match self.mutation {
             Some(Mutation::ClearsBeforeSolo) => {
                 let asks = actions.iter().any(|action| {
@@ -688,6 +696,17 @@ impl World {
                 let pending = self.nodes[node].state.pending;
                 if let Some(pending) = pending.filter(|pending| state.record.version() < pending.new.version) {
                     state.pending.get_or_insert(pending);
+                }
+            }
+            Some(Mutation::KeepsEpoch) => {
+                let epoch = state.record.seen.map_or(0, |seen| seen.epoch);
+                for action in actions {
+                    if let Action::Swap { new, .. } = action {
+                        new.epoch = epoch;
+                    }
+                }
+                if let Some(pending) = state.pending.as_mut() {
+                    pending.new.epoch = epoch;
                 }
             }
             Some(Mutation::OpensUnconfirmed) if matches!(state.postgres, Postgres::Primary(_)) => state.opened = true,

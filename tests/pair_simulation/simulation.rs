@@ -102,7 +102,8 @@ pub struct Simulation {
     cut: [[bool; 3]; 3],
     next_write: u64,
     known: Vec<u64>,
-    acknowledged_in: i64,
+    /// The greatest epoch in which a write was acknowledged, and by which node.
+    acknowledged_in: (i64, usize),
     last_acknowledged_at: u64,
     calm: bool,
     outcome: Outcome,
@@ -150,7 +151,7 @@ impl Simulation {
             cut: [[false; 3]; 3],
             next_write: 1,
             known: Vec::new(),
-            acknowledged_in: 0,
+            acknowledged_in: (0, 0),
             last_acknowledged_at: 0,
             calm: true,
             outcome: Outcome::default(),
@@ -553,8 +554,10 @@ impl Simulation {
         let Some(shown) = me.shown else { return };
         if shown < me.wal.len() && self.commits(node) && me.state.may_acknowledge(self.now) {
             let epoch = me.state.record.seen.map_or(0, |seen| seen.epoch);
-            assert!(epoch >= self.acknowledged_in, "{node} acknowledges in epoch {epoch}, which has ended:\n{}", self.tale());
-            self.acknowledged_in = epoch;
+            let (newest, by) = self.acknowledged_in;
+            assert!(epoch >= newest, "{node} acknowledges in epoch {epoch}, which has ended:\n{}", self.tale());
+            assert!(epoch > newest || node == by, "both acknowledge in epoch {epoch}:\n{}", self.tale());
+            self.acknowledged_in = (epoch, node);
             let (new, len) = (self.nodes[node].wal[shown..].to_vec(), self.nodes[node].wal.len());
             self.outcome.acknowledged += new.len() as u64;
             self.known.extend(new);
