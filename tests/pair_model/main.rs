@@ -7,7 +7,7 @@ mod world;
 
 use duet::supervisor::fsm::{Mode, Third};
 use stateright::{Checker, Model, Property};
-use world::{Budget, Happening, Mutation, World};
+use world::{Budget, Happening, Mutation, UNDURABLE, World};
 
 struct Pair {
     mode: Mode,
@@ -48,6 +48,7 @@ const RULES: &str = "nothing acknowledged or shown is lost, no epoch that has en
 const NONE: Budget = Budget {
     writes: 1,
     crashes: 0,
+    torn: 0,
     postgres_crashes: 0,
     cuts: 0,
     lost_answers: 0,
@@ -84,16 +85,28 @@ fn assert_holds(pair: Pair) {
     assert_eq!(explore(pair), None);
 }
 
-/// The same world without the mutation must hold: it is the mutation that is noticed.
+/// The same world without the mutation must hold: it is the mutation that is noticed, and by what it does to data.
 fn assert_noticed(mutation: Mutation, pair: Pair) {
     let Pair { mode, third, budget, prefix, .. } = pair;
-    assert!(explore(Pair { mutation: Some(mutation), ..pair }).is_some(), "{mutation:?} went unnoticed");
+    let found = explore(Pair { mutation: Some(mutation), ..pair }).unwrap_or_else(|| panic!("{mutation:?} went unnoticed"));
+    assert_eq!(found.starts_with(UNDURABLE), mutation == Mutation::PersistsLast, "{mutation:?}: {found}");
     assert_holds(Pair { mode, third, budget, prefix, mutation: None });
 }
 
 #[test]
 fn crashes_lose_nothing() {
     assert_holds(Pair { budget: Budget { writes: 2, crashes: 2, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn crashes_in_the_midst_of_a_step_lose_nothing() {
+    assert_holds(Pair { budget: Budget { torn: 2, cuts: 1, ..NONE }, ..PAIR });
+    assert_holds(Pair { mode: Mode::Solo, budget: Budget { torn: 1, crashes: 1, ticks: 10, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn a_record_that_is_made_durable_late_is_noticed() {
+    assert_noticed(Mutation::PersistsLast, Pair { budget: Budget { crashes: 1, ..NONE }, ..PAIR });
 }
 
 #[test]

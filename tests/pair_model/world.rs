@@ -5,6 +5,7 @@
 //! arrive in the tick in which they are sent, or are lost with the link; what can be acknowledged is, and what may be read is read at once; compare-and-swaps can be under way for any time, arrive, and
 //! have their answer lost.
 
+use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
 use duet::supervisor::fsm::{
@@ -28,6 +29,9 @@ pub const TIMING: Timing = Timing {
     witness_lost: 2,
     backoff: 0,
 };
+
+/// Why a world is broken in which something was done before the record that it rests on was durable.
+pub const UNDURABLE: &str = "something was done that rests on a record that isn't on the disk";
 
 /// Ages beyond this make no difference to anything.
 const OLD: u64 = 8;
@@ -57,6 +61,8 @@ pub enum Mutation {
     FencesUnheard,
     /// The command's answer counts even though the peer was heard since.
     BelievesLateFence,
+    /// The record is made durable when everything else is done.
+    PersistsLast,
     /// A takeover goes on in the epoch of the former owner.
     KeepsEpoch,
 }
@@ -66,6 +72,8 @@ pub enum Mutation {
 pub struct Budget {
     pub writes: u8,
     pub crashes: u8,
+    /// Crashes in the midst of what a step asks for.
+    pub torn: u8,
     pub postgres_crashes: u8,
     pub cuts: u8,
     pub lost_answers: u8,
@@ -93,6 +101,10 @@ pub struct Node {
     pub up: bool,
     pub paused: bool,
     pub state: State,
+    /// What its disk has: a restart begins with it.
+    pub disk: Record,
+    /// Its machine is lost in the midst of what a step asks for, after so many actions.
+    pub torn_after: Option<usize>,
     pub role: Role,
     /// What is flushed.
     pub wal: Vec<u8>,
@@ -138,6 +150,8 @@ pub struct World {
     pub acknowledged_in: Option<(i64, usize)>,
     pub broken: Option<&'static str>,
     pub mutation: Option<Mutation>,
+    /// What is on its way to a node within the present happening, in order; the first is being taken.
+    events: VecDeque<(usize, Event)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +160,8 @@ pub enum Happening {
     Move(usize),
     Write(usize),
     Crash(usize),
+    /// This node is lost after so many actions of the next step that asks for more.
+    Tear(usize, usize),
     Restart(usize),
     PostgresCrash(usize),
     Pause(usize),
@@ -190,6 +206,8 @@ impl World {
             up: true,
             paused: false,
             state: State::new(Setup { me: id(index), timing: TIMING, third, begins: index == 0 }, record, 0),
+            disk: record,
+            torn_after: None,
             role: Role::Off,
             wal: Vec::new(),
             shown: None,
@@ -210,6 +228,7 @@ impl World {
             acknowledged_in: None,
             broken: None,
             mutation,
+            events: VecDeque::new(),
         };
         world.cuts.witness = [mode != Mode::Pair; 2];
         // Until both are up, in step, and no promise of an earlier life is left.
@@ -267,6 +286,9 @@ impl World {
             if budget.crashes > 0 {
                 all.push(Crash(i));
             }
+            if budget.torn > 0 && node.torn_after.is_none() {
+                all.extend((1..=4).map(|actions| Tear(i, actions)));
+            }
             if budget.postgres_crashes > 0 && node.role != Role::Off {
                 all.push(PostgresCrash(i));
             }
@@ -307,6 +329,10 @@ impl World {
             Crash(node) => {
                 world.budget.crashes -= 1;
                 world.crash(node);
+            }
+            Tear(node, actions) => {
+                world.budget.torn -= 1;
+                world.nodes[node].torn_after = Some(actions);
             }
             Restart(node) => world.restart(node),
             PostgresCrash(node) => {
@@ -411,13 +437,42 @@ impl World {
         }
     }
 
-    /// Lets a node take an event, and does what it asks for.
+    /// Lets a node take an event, and then everybody what follows from it at once.
     fn deliver(&mut self, node: usize, event: Event) {
+        self.events.push_back((node, event));
+        if self.events.len() > 1 {
+            return;
+        }
+        while let Some((node, event)) = self.events.front().copied() {
+            if self.nodes[node].up {
+                self.take(node, event);
+            }
+            self.events.pop_front();
+        }
+    }
+
+    /// One step, and what it asks for, in order.
+    fn take(&mut self, node: usize, event: Event) {
+        let before = self.nodes[node].state.pending;
         let (mut state, mut actions) = step(&self.nodes[node].state, event, self.now);
         self.mutate(node, &mut state, &mut actions);
         self.nodes[node].state = state;
-        for action in actions {
+        actions.retain(|action| !matches!(action, Action::Note(_)));
+        let torn_after = self.nodes[node].torn_after.filter(|after| *after < actions.len());
+        for action in actions.into_iter().take(torn_after.unwrap_or(usize::MAX)) {
+            // What is sent again rests on what was durable when it was sent first.
+            let rests = match action {
+                Action::Send(_) => true,
+                Action::Swap { new, .. } => before.is_none_or(|before| before.new != new),
+                _ => false,
+            };
+            if rests && self.nodes[node].disk != self.nodes[node].state.record {
+                self.broken = Some(UNDURABLE);
+            }
             self.perform(node, action);
+        }
+        if torn_after.is_some() {
+            self.crash(node);
         }
     }
 
@@ -440,8 +495,15 @@ impl World {
             }
             Action::Drain => self.nodes[node].drains = true,
             Action::Undrain => self.nodes[node].drains = false,
-            // The goal is read from the state; what is persisted is the state's record.
-            Action::Pursue(_) | Action::Persist(_) | Action::Note(_) => {}
+            Action::Persist(record) => self.nodes[node].disk = record,
+            Action::Pursue(Goal::Primary { sync: false }) => {
+                let disk = self.nodes[node].disk;
+                if !disk.may_be_alone(id(node)) || disk.seen.is_none_or(|seen| seen.mode != Mode::Solo) {
+                    self.broken = Some(UNDURABLE);
+                }
+            }
+            // The goal is read from the state.
+            Action::Pursue(_) | Action::Note(_) => {}
         }
     }
 
@@ -502,10 +564,11 @@ impl World {
         crashed.up = false;
         crashed.paused = false;
         crashed.drains = false;
+        crashed.torn_after = None;
     }
 
     fn restart(&mut self, node: usize) {
-        let mut record = self.nodes[node].state.record;
+        let mut record = self.nodes[node].disk;
         record.process += 1;
         if self.mutation == Some(Mutation::ForgetsAsym)
             && let Some(seen) = record.seen.as_mut().filter(|seen| seen.mode == Mode::Asym)
@@ -515,6 +578,7 @@ impl World {
         }
         let setup = self.nodes[node].state.setup;
         self.nodes[node].up = true;
+        self.nodes[node].disk = record;
         self.nodes[node].state = State::new(setup, record, self.now);
     }
 
@@ -671,7 +735,18 @@ impl World {
         self.known.dedup();
     }
 
-    fn mutate(&mut self, node: usize, state: &mut State, actions: &mut [Action]) {
+    /// Changes what a node remembers, in memory and on its disk.
+    fn remember(&mut self, node: usize, state: &mut State, actions: &mut [Action], change: fn(&mut Record)) {
+        change(&mut state.record);
+        change(&mut self.nodes[node].disk);
+        for action in actions {
+            if let Action::Persist(record) = action {
+                change(record);
+            }
+        }
+    }
+
+    fn mutate(&mut self, node: usize, state: &mut State, actions: &mut Vec<Action>) {
         match self.mutation {
             Some(Mutation::ClearsBeforeSolo) => {
                 let asks = actions.iter().any(|action| {
@@ -681,7 +756,7 @@ impl World {
                     self.set_role(node, Role::Primary { sync: false });
                 }
             }
-            Some(Mutation::ForgetsPair) => state.record.intent = None,
+            Some(Mutation::ForgetsPair) => self.remember(node, state, actions, |record| record.intent = None),
             Some(Mutation::GrantsWhileTakingOver) if state.pending.is_some() => {
                 state.granted = state.peer.map(|peer| Grant {
                     process: peer.heartbeat.process,
@@ -690,7 +765,10 @@ impl World {
                 });
                 state.promised_until = 0;
             }
-            Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => state.record.complete = true,
+            Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => {
+                self.remember(node, state, actions, |record| record.complete = true);
+            }
+            Some(Mutation::PersistsLast) => actions.sort_by_key(|action| matches!(action, Action::Persist(_))),
             Some(Mutation::FencesUnheard) => state.known_to_peer = true,
             Some(Mutation::BelievesLateFence) => {
                 let pending = self.nodes[node].state.pending;
@@ -721,6 +799,7 @@ impl Hash for World {
         let now = self.now;
         for node in &self.nodes {
             (node.up, node.paused, node.role, &node.wal, node.shown, node.drains, node.copying).hash(hasher);
+            (node.disk, node.torn_after).hash(hasher);
             aged(&node.state, now).hash(hasher);
         }
         (self.witness, self.copy, &self.swaps, self.cuts, self.budget).hash(hasher);

@@ -35,7 +35,9 @@ fn nothing_is_lost_in_a_storm_and_the_pair_comes_back() {
     let outcomes = run_all(seeds(100), STORM);
     let failovers: u64 = outcomes.iter().map(|outcome| outcome.failovers).sum();
     let acknowledged: u64 = outcomes.iter().map(|outcome| outcome.acknowledged).sum();
-    println!("{} runs, {failovers} takeovers, {acknowledged} writes acknowledged", outcomes.len());
+    let torn: u64 = outcomes.iter().map(|outcome| outcome.torn).sum();
+    println!("{} runs, {failovers} takeovers, {torn} torn steps, {acknowledged} writes acknowledged", outcomes.len());
+    assert!(torn > 0, "no crash came in the midst of a step");
     assert!(failovers > outcomes.len() as u64 / 2, "a storm without takeovers tests nothing: {failovers}");
 }
 

@@ -64,6 +64,8 @@ struct Node {
     up: bool,
     paused: bool,
     state: State,
+    /// What its disk has: a restart begins with it.
+    disk: Record,
     role: Role,
     wal: Vec<u64>,
     shown: Option<usize>,
@@ -85,6 +87,8 @@ pub struct Outcome {
     pub acknowledged: u64,
     pub failovers: u64,
     pub fenced: u64,
+    /// Crashes in the midst of what a step asked for.
+    pub torn: u64,
     pub longest_gap: u64,
     pub settled_in: u64,
 }
@@ -128,6 +132,7 @@ impl Simulation {
                 Record { process: 1, ..Record::default() },
                 0,
             ),
+            disk: Record { process: 1, ..Record::default() },
             role: Role::Off,
             wal: Vec::new(),
             shown: None,
@@ -320,16 +325,42 @@ impl Simulation {
             }
             return;
         }
+        let before = self.nodes[node].state.pending;
         let (state, actions) = step(&self.nodes[node].state, event, self.now);
         self.nodes[node].state = state;
-        for action in actions {
-            self.perform(node, action);
+        let torn_after = self.torn_after(&actions);
+        for action in actions.iter().take(torn_after.unwrap_or(usize::MAX)) {
+            // What is sent again rests on what was durable when it was sent first.
+            let rests = match action {
+                Action::Send(_) => true,
+                Action::Swap { new, .. } => before.is_none_or(|before| before.new != *new),
+                _ => false,
+            };
+            let durable = self.nodes[node].disk == self.nodes[node].state.record;
+            assert!(durable || !rests, "{node} does {action:?} before its record is durable:\n{}", self.tale());
+            self.perform(node, *action);
+        }
+        if let Some(after) = torn_after {
+            self.tell(format!("{node}: the next crash comes after {after} of {actions:?}"));
+            self.outcome.torn += 1;
+            self.crash(node);
         }
         self.start_postgres(node);
     }
 
+    /// A machine may be lost in the midst of what a step asks for; most often where something was to be durable.
+    fn torn_after(&mut self, actions: &[Action]) -> Option<usize> {
+        if self.calm || self.weather.pauses_only || self.weather.fault_every == 0 {
+            return None;
+        }
+        let persists = actions.iter().any(|action| matches!(action, Action::Persist(_)));
+        let torn = self.chance(if persists { 50 } else { 1 });
+        (torn && !actions.is_empty()).then(|| self.rng.random_range(0..actions.len()))
+    }
+
     fn perform(&mut self, node: usize, action: Action) {
         let process = self.nodes[node].state.record.process;
+        let disk = self.nodes[node].disk;
         match action {
             Action::Send(heartbeat) => {
                 let loss = if self.calm { 0 } else { self.weather.loss };
@@ -353,7 +384,13 @@ impl Simulation {
             Action::Note(note) => self.note(node, note),
             Action::Drain => self.nodes[node].drains = true,
             Action::Undrain => self.nodes[node].drains = false,
-            Action::Persist(_) | Action::Pursue(_) => {}
+            Action::Persist(record) => self.nodes[node].disk = record,
+            Action::Pursue(Goal::Primary { sync: false }) => {
+                let solo = disk.seen.is_some_and(|seen| seen.mode == Mode::Solo);
+                let me = self.nodes[node].state.me();
+                assert!(solo && disk.may_be_alone(me), "{node} goes on alone, which its disk doesn't say:\n{}", self.tale());
+            }
+            Action::Pursue(_) => {}
         }
     }
 
@@ -710,10 +747,11 @@ impl Simulation {
         if self.nodes[node].up {
             return;
         }
-        let mut record = self.nodes[node].state.record;
+        let mut record = self.nodes[node].disk;
         record.process += 1;
         let setup = self.nodes[node].state.setup;
         self.nodes[node].up = true;
+        self.nodes[node].disk = record;
         self.nodes[node].state = State::new(setup, record, self.now);
         self.tell(format!("{node}: restarted, {:?}", record.seen));
         self.at(1, What::Tick(node, record.process));
