@@ -7,11 +7,12 @@ mod world;
 
 use duet::supervisor::fsm::{Mode, Third};
 use stateright::{Checker, Model, Property};
-use world::{Budget, Happening, Mutation, UNDURABLE, World};
+use world::{APART, Budget, Clocks, EVEN, Happening, Mutation, UNDURABLE, World};
 
 struct Pair {
     mode: Mode,
     third: Third,
+    clocks: Clocks,
     budget: Budget,
     mutation: Option<Mutation>,
     /// What has happened when the exploration begins.
@@ -23,7 +24,7 @@ impl Model for Pair {
     type Action = Happening;
 
     fn init_states(&self) -> Vec<World> {
-        let steady = World::steady(self.mode, self.third, self.budget, self.mutation);
+        let steady = World::steady(self.mode, self.third, self.clocks, self.budget, self.mutation);
         let begin = self.prefix.iter().fold(steady, |world, happening| {
             world.after(*happening).unwrap_or_else(|| panic!("{happening:?} changes nothing in {world:?}"))
         });
@@ -62,7 +63,7 @@ const NONE: Budget = Budget {
     ticks: 8,
 };
 
-const PAIR: Pair = Pair { mode: Mode::Pair, third: Third::Witness, budget: NONE, mutation: None, prefix: &[] };
+const PAIR: Pair = Pair { mode: Mode::Pair, third: Third::Witness, clocks: EVEN, budget: NONE, mutation: None, prefix: &[] };
 
 fn states_max() -> usize {
     std::env::var("DUET_MODEL_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
@@ -87,10 +88,10 @@ fn assert_holds(pair: Pair) {
 
 /// The same world without the mutation must hold: it is the mutation that is noticed, and by what it does to data.
 fn assert_noticed(mutation: Mutation, pair: Pair) {
-    let Pair { mode, third, budget, prefix, .. } = pair;
+    let Pair { mode, third, clocks, budget, prefix, .. } = pair;
     let found = explore(Pair { mutation: Some(mutation), ..pair }).unwrap_or_else(|| panic!("{mutation:?} went unnoticed"));
     assert_eq!(found.starts_with(UNDURABLE), mutation == Mutation::PersistsLast, "{mutation:?}: {found}");
-    assert_holds(Pair { mode, third, budget, prefix, mutation: None });
+    assert_holds(Pair { mode, third, clocks, budget, prefix, mutation: None });
 }
 
 #[test]
@@ -232,6 +233,11 @@ fn forgetting_that_asym_was_agreed_is_noticed() {
 }
 
 #[test]
+fn a_lease_that_does_not_allow_for_drift_is_noticed() {
+    assert_noticed(Mutation::IgnoresDrift, Pair { clocks: APART, budget: Budget { cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
 fn two_writers_in_one_epoch_are_noticed() {
     use Happening::*;
     // A has acknowledged, and is lost: B takes over without an epoch of its own.
@@ -324,7 +330,8 @@ fn an_operator_s_decision_holds_against_whatever_its_former_owner_decided_alone(
         let alone: &[Happening] = if mode == Mode::Pair { &[SwapArrives(0, true), SwapArrives(0, true)] } else { &[Crash(1)] };
         let steps = [CutPair, Tick, Tick].iter().chain(alone).chain(&[Tick, Tick, Crash(0), Restart(1), Tick, Force(1), Tick]);
         let budget = Budget { crashes: 2, cuts: 1, ticks: 20, ..FENCED.budget };
-        let forced = steps.fold(World::steady(mode, third, budget, None), |world, step| world.after(*step).unwrap_or(world));
+        let forced =
+            steps.fold(World::steady(mode, third, EVEN, budget, None), |world, step| world.after(*step).unwrap_or(world));
         assert!(forced.nodes[0].state.may_be_alone() && forced.nodes[1].state.is_owner(), "{mode:?} {third:?}: {forced:?}");
         let back = [Heal, Restart(0), Tick, Tick, Tick];
         let world = back.iter().fold(forced, |world, step| world.after(*step).unwrap_or(world));

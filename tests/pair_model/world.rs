@@ -30,10 +30,42 @@ pub const TIMING: Timing = Timing {
     backoff: 0,
 };
 
+/// The nodes' clocks: where each begins, and how far it goes in a tick. Neither knows anything of the other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clocks {
+    pub offsets: [u64; 2],
+    pub rates: [u64; 2],
+    pub timing: Timing,
+}
+
+/// Clocks that say different things, and go at the same speed.
+pub const EVEN: Clocks = Clocks { offsets: [1_000_000, 3], rates: [1, 1], timing: TIMING };
+
+/// A's clock goes by a tenth too slowly, which is what the drift allows for; B takes over as soon as its promise has run out.
+pub const APART: Clocks = Clocks {
+    offsets: [0, 5000],
+    rates: [9, 10],
+    timing: Timing {
+        heartbeat: 10,
+        lease: 30,
+        drift: 3,
+        solo_after: 20,
+        stream_grace: 20,
+        takeover_after: 30,
+        boot_patience: 50,
+        warm: 40,
+        handover: 20,
+        ask: 9,
+        swap_again: 20,
+        witness_lost: 20,
+        backoff: 0,
+    },
+};
+
 /// Why a world is broken in which something was done before the record that it rests on was durable.
 pub const UNDURABLE: &str = "something was done that rests on a record that isn't on the disk";
 
-/// Ages beyond this make no difference to anything.
+/// Ages beyond so many heartbeats make no difference to anything.
 const OLD: u64 = 8;
 
 /// Rules that can be broken on purpose, to see that the model notices.
@@ -61,6 +93,8 @@ pub enum Mutation {
     FencesUnheard,
     /// The command's answer counts even though the peer was heard since.
     BelievesLateFence,
+    /// The two clocks are taken to go at the same speed.
+    IgnoresDrift,
     /// The record is made durable when everything else is done.
     PersistsLast,
     /// A takeover goes on in the epoch of the former owner.
@@ -136,6 +170,7 @@ pub struct Cuts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
     pub now: u64,
+    clocks: Clocks,
     pub nodes: [Node; 2],
     pub witness: Answer,
     /// A copy of the witness's state that somebody made.
@@ -194,7 +229,7 @@ pub fn id(node: usize) -> NodeId {
 
 impl World {
     /// Both nodes up and in step, owned by A in this mode; nothing has happened yet.
-    pub fn steady(mode: Mode, third: Third, budget: Budget, mutation: Option<Mutation>) -> Self {
+    pub fn steady(mode: Mode, third: Third, clocks: Clocks, budget: Budget, mutation: Option<Mutation>) -> Self {
         let seen = Register { version: 1, epoch: 1, owner: NodeId::A, mode };
         // ASYM is agreed on when the witness is lost: what the witness has is older.
         let version = if mode == Mode::Asym { 2 } else { 1 };
@@ -202,10 +237,11 @@ impl World {
         let seen = Register { version, ..seen };
         let instance = (third == Third::Witness).then_some(1);
         let record = Record { seen: Some(seen), instance, intent: None, complete: true, rebuilds_in: None, process: 1 };
-        let node = |index| Node {
+        let Clocks { timing, offsets, .. } = clocks;
+        let node = |index: usize| Node {
             up: true,
             paused: false,
-            state: State::new(Setup { me: id(index), timing: TIMING, third, begins: index == 0 }, record, 0),
+            state: State::new(Setup { me: id(index), timing, third, begins: index == 0 }, record, offsets[index]),
             disk: record,
             torn_after: None,
             role: Role::Off,
@@ -217,6 +253,7 @@ impl World {
         let witness = Answer { instance: 1, value: Some(stored) };
         let mut world = Self {
             now: 0,
+            clocks,
             nodes: [node(0), node(1)],
             witness,
             copy: witness,
@@ -239,9 +276,14 @@ impl World {
             }
             world.settle();
         }
-        assert!(world.nodes[0].state.may_read(world.now) && world.is_replicated(0), "the model begins with a working pair");
+        assert!(world.nodes[0].state.may_read(world.clock(0)) && world.is_replicated(0), "the model begins with a working pair");
         world.cuts = Cuts::default();
         world
+    }
+
+    /// What the node's own clock says.
+    pub fn clock(&self, node: usize) -> u64 {
+        self.clocks.offsets[node] + self.now * self.clocks.rates[node]
     }
 
     pub fn happenings(&self) -> Vec<Happening> {
@@ -454,7 +496,7 @@ impl World {
     /// One step, and what it asks for, in order.
     fn take(&mut self, node: usize, event: Event) {
         let before = self.nodes[node].state.pending;
-        let (mut state, mut actions) = step(&self.nodes[node].state, event, self.now);
+        let (mut state, mut actions) = step(&self.nodes[node].state, event, self.clock(node));
         self.mutate(node, &mut state, &mut actions);
         self.nodes[node].state = state;
         actions.retain(|action| !matches!(action, Action::Note(_)));
@@ -579,7 +621,7 @@ impl World {
         let setup = self.nodes[node].state.setup;
         self.nodes[node].up = true;
         self.nodes[node].disk = record;
-        self.nodes[node].state = State::new(setup, record, self.now);
+        self.nodes[node].state = State::new(setup, record, self.clock(node));
     }
 
     fn set_role(&mut self, node: usize, role: Role) {
@@ -677,7 +719,7 @@ impl World {
     fn open(&mut self, node: usize) {
         let me = &self.nodes[node];
         let unconfirmed = self.mutation == Some(Mutation::OpensUnconfirmed);
-        if me.shown.is_none() && me.state.may_acknowledge(self.now) && (self.commits(node) || unconfirmed) {
+        if me.shown.is_none() && me.state.may_acknowledge(self.clock(node)) && (self.commits(node) || unconfirmed) {
             self.nodes[node].shown = Some(self.nodes[node].wal.len());
         }
     }
@@ -695,7 +737,7 @@ impl World {
     fn acknowledge(&mut self, node: usize) {
         let me = &self.nodes[node];
         let Some(shown) = me.shown else { return };
-        if shown < me.wal.len() && self.commits(node) && me.state.may_acknowledge(self.now) {
+        if shown < me.wal.len() && self.commits(node) && me.state.may_acknowledge(self.clock(node)) {
             let epoch = me.state.record.seen.map_or(0, |seen| seen.epoch);
             self.known.extend(&me.wal[shown..]);
             self.known.sort_unstable();
@@ -721,9 +763,9 @@ impl World {
     fn read(&mut self, node: usize) {
         let me = &self.nodes[node];
         let may = if self.mutation == Some(Mutation::ReadsWithoutLease) {
-            me.state.may_acknowledge(self.now)
+            me.state.may_acknowledge(self.clock(node))
         } else {
-            me.state.may_read(self.now)
+            me.state.may_read(self.clock(node))
         };
         let Some(shown) = me.shown.filter(|_| may) else { return };
         let seen = &me.wal[..shown.min(me.wal.len())];
@@ -768,6 +810,7 @@ impl World {
             Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => {
                 self.remember(node, state, actions, |record| record.complete = true);
             }
+            Some(Mutation::IgnoresDrift) => state.setup.timing.drift = 0,
             Some(Mutation::PersistsLast) => actions.sort_by_key(|action| matches!(action, Action::Persist(_))),
             Some(Mutation::FencesUnheard) => state.known_to_peer = true,
             Some(Mutation::BelievesLateFence) => {
@@ -796,20 +839,22 @@ impl World {
 /// Worlds that differ only in how old things are, beyond what matters, are the same.
 impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let now = self.now;
-        for node in &self.nodes {
+        for (index, node) in self.nodes.iter().enumerate() {
             (node.up, node.paused, node.role, &node.wal, node.shown, node.drains, node.copying).hash(hasher);
             (node.disk, node.torn_after).hash(hasher);
-            aged(&node.state, now).hash(hasher);
+            aged(&node.state, self.clock(index), self.clock(1 - index)).hash(hasher);
         }
         (self.witness, self.copy, &self.swaps, self.cuts, self.budget).hash(hasher);
         (&self.known, self.next_write, self.acknowledged_in, self.broken).hash(hasher);
     }
 }
 
-fn aged(state: &State, now: u64) -> State {
-    let past = |at: u64| OLD - now.saturating_sub(at).min(OLD);
-    let future = |at: u64| at.saturating_sub(now).min(OLD);
+/// The state in ages instead of moments; `now` is on the node's own clock, `peers` on its peer's.
+fn aged(state: &State, now: u64, peers: u64) -> State {
+    let old = OLD * state.setup.timing.heartbeat;
+    let before = |now: u64, at: u64| old - now.saturating_sub(at).min(old);
+    let past = |at: u64| before(now, at);
+    let future = |at: u64| at.saturating_sub(now).min(old);
     let mut aged = *state;
     aged.started_at = past(state.started_at);
     aged.ticked_at = past(state.ticked_at);
@@ -821,16 +866,16 @@ fn aged(state: &State, now: u64) -> State {
     }
     if let Some(peer) = aged.peer.as_mut() {
         peer.heard_at = past(peer.heard_at);
-        peer.heartbeat.sent_at = past(peer.heartbeat.sent_at);
+        peer.heartbeat.sent_at = before(peers, peer.heartbeat.sent_at);
         if let Some(grant) = peer.heartbeat.grant.as_mut() {
             grant.sent_at = past(grant.sent_at);
         }
     }
     if let Some(grant) = aged.granted.as_mut() {
-        grant.sent_at = past(grant.sent_at);
+        grant.sent_at = before(peers, grant.sent_at);
     }
     // A lease's age matters for a while after its end.
-    aged.lease_until = (state.lease_until + OLD).saturating_sub(now).min(2 * OLD);
+    aged.lease_until = (state.lease_until + old).saturating_sub(now).min(2 * old);
     aged.released_at = state.released_at.map(past);
     aged.promised_until = future(state.promised_until);
     aged.down_since = past(state.down_since);

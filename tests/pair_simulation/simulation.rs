@@ -59,10 +59,31 @@ enum What {
     WitnessUp,
 }
 
+/// A node's own clock: it begins anywhere, and goes by up to 0.7 % too fast or too slowly.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    offset: u64,
+    /// How much too fast, in millionths.
+    fast: i64,
+}
+
+impl Clock {
+    fn random(rng: &mut StdRng) -> Self {
+        // A machine that has just started, or one that has been up for years.
+        let offset = if rng.random_range(0..2) == 0 { rng.random_range(0..1000) } else { rng.random_range(0..1 << 37) };
+        Self { offset, fast: rng.random_range(-7000..=7000) }
+    }
+
+    fn says(self, now: u64) -> u64 {
+        self.offset + now.saturating_mul(1_000_000u64.saturating_add_signed(self.fast)) / 1_000_000
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     up: bool,
     paused: bool,
+    clock: Clock,
     state: State,
     /// What its disk has: a restart begins with it.
     disk: Record,
@@ -119,38 +140,44 @@ const WITNESS: usize = 2;
 impl Simulation {
     /// A new pair that doesn't know of any store yet.
     pub fn new(seed: u64, weather: Weather) -> Self {
-        let node = |index: usize| Node {
-            up: true,
-            paused: false,
-            state: State::new(
-                Setup {
-                    me: if index == 0 { NodeId::A } else { NodeId::B },
-                    timing: Timing::FAST,
-                    third: weather.third,
-                    begins: index == 0,
-                },
-                Record { process: 1, ..Record::default() },
-                0,
-            ),
-            disk: Record { process: 1, ..Record::default() },
-            role: Role::Off,
-            wal: Vec::new(),
-            shown: None,
-            drains: false,
-            waiting: Vec::new(),
-            stage: 0,
-            moving: false,
-            target: Goal::Stopped,
-            fencing_until: 0,
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut node = |index: usize| {
+            let clock = Clock::random(&mut rng);
+            Node {
+                up: true,
+                paused: false,
+                clock,
+                state: State::new(
+                    Setup {
+                        me: if index == 0 { NodeId::A } else { NodeId::B },
+                        timing: Timing::FAST,
+                        third: weather.third,
+                        begins: index == 0,
+                    },
+                    Record { process: 1, ..Record::default() },
+                    clock.says(0),
+                ),
+                disk: Record { process: 1, ..Record::default() },
+                role: Role::Off,
+                wal: Vec::new(),
+                shown: None,
+                drains: false,
+                waiting: Vec::new(),
+                stage: 0,
+                moving: false,
+                target: Goal::Stopped,
+                fencing_until: 0,
+            }
         };
+        let nodes = [node(0), node(1)];
         let mut simulation = Self {
-            rng: StdRng::seed_from_u64(seed),
+            rng,
             weather,
             now: 0,
             order: 0,
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
-            nodes: [node(0), node(1)],
+            nodes,
             witness: Answer { instance: 1, value: None },
             witness_up: true,
             cut: [[false; 3]; 3],
@@ -199,7 +226,8 @@ impl Simulation {
         let began = self.now;
         while self.now < began + patience {
             self.advance();
-            let leader = self.nodes.iter().position(|node| node.state.may_read(self.now) && node.shown.is_some());
+            let leads = |node: &Node| node.state.may_read(node.clock.says(self.now)) && node.shown.is_some();
+            let leader = self.nodes.iter().position(leads);
             let goal = if self.weather.third == Third::Nobody { Mode::Asym } else { Mode::Pair };
             if let Some(leader) = leader
                 && self.nodes[leader].state.mode() == Some(goal)
@@ -222,6 +250,11 @@ impl Simulation {
                 self.resume(node);
             }
         }
+    }
+
+    /// What the node's own clock says.
+    fn clock(&self, node: usize) -> u64 {
+        self.nodes[node].clock.says(self.now)
     }
 
     fn at(&mut self, delay: u64, what: What) {
@@ -326,7 +359,7 @@ impl Simulation {
             return;
         }
         let before = self.nodes[node].state.pending;
-        let (state, actions) = step(&self.nodes[node].state, event, self.now);
+        let (state, actions) = step(&self.nodes[node].state, event, self.clock(node));
         self.nodes[node].state = state;
         let torn_after = self.torn_after(&actions);
         for action in actions.iter().take(torn_after.unwrap_or(usize::MAX)) {
@@ -573,14 +606,15 @@ impl Simulation {
     }
 
     fn open(&mut self, node: usize) {
-        if self.nodes[node].shown.is_none() && self.nodes[node].state.may_acknowledge(self.now) && self.commits(node) {
+        if self.nodes[node].shown.is_none() && self.nodes[node].state.may_acknowledge(self.clock(node)) && self.commits(node) {
             self.nodes[node].shown = Some(self.nodes[node].wal.len());
         }
     }
 
     fn write(&mut self, node: usize) {
+        let now = self.clock(node);
         let me = &mut self.nodes[node];
-        if me.shown == Some(me.wal.len()) && !me.drains && me.state.may_acknowledge(self.now) {
+        if me.shown == Some(me.wal.len()) && !me.drains && me.state.may_acknowledge(now) {
             me.wal.push(self.next_write);
             self.next_write += 1;
         }
@@ -589,7 +623,7 @@ impl Simulation {
     fn acknowledge(&mut self, node: usize) {
         let me = &self.nodes[node];
         let Some(shown) = me.shown else { return };
-        if shown < me.wal.len() && self.commits(node) && me.state.may_acknowledge(self.now) {
+        if shown < me.wal.len() && self.commits(node) && me.state.may_acknowledge(self.clock(node)) {
             let epoch = me.state.record.seen.map_or(0, |seen| seen.epoch);
             let (newest, by) = self.acknowledged_in;
             assert!(epoch >= newest, "{node} acknowledges in epoch {epoch}, which has ended:\n{}", self.tale());
@@ -612,7 +646,7 @@ impl Simulation {
 
     fn read(&mut self, node: usize) {
         let me = &self.nodes[node];
-        let Some(shown) = me.shown.filter(|_| me.state.may_read(self.now)) else { return };
+        let Some(shown) = me.shown.filter(|_| me.state.may_read(self.clock(node))) else { return };
         // Writes are numbered in the order in which they were begun, and a later one is never known without the earlier ones before
         // it in the same log: the newest is enough to look at, and all of them at the end.
         if let Some(newest) = self.known.last()
@@ -666,12 +700,12 @@ impl Simulation {
             10 => self.cut_links(&[(WITNESS, node)]),
             11 => {
                 self.tell(format!("failover paused on {node}"));
-                let until = self.now + self.rng.random_range(100..6000);
+                let until = self.clock(node) + self.rng.random_range(100..6000);
                 self.deliver(node, Event::Operator(Wish::Pause { until }));
             }
             12 => {
                 self.tell(format!("{node} is told that the other one is in maintenance"));
-                let until = self.now + self.rng.random_range(100..6000);
+                let until = self.clock(node) + self.rng.random_range(100..6000);
                 self.deliver(node, Event::Operator(Wish::PeerAway { until }));
             }
             13 => {
@@ -747,12 +781,16 @@ impl Simulation {
         if self.nodes[node].up {
             return;
         }
+        if self.chance(300) {
+            // The machine was started anew, and its clock with it.
+            self.nodes[node].clock = Clock::random(&mut self.rng);
+        }
         let mut record = self.nodes[node].disk;
         record.process += 1;
         let setup = self.nodes[node].state.setup;
         self.nodes[node].up = true;
         self.nodes[node].disk = record;
-        self.nodes[node].state = State::new(setup, record, self.now);
+        self.nodes[node].state = State::new(setup, record, self.clock(node));
         self.tell(format!("{node}: restarted, {:?}", record.seen));
         self.at(1, What::Tick(node, record.process));
     }
