@@ -58,6 +58,7 @@ const NONE: Budget = Budget {
     switchovers: 0,
     rebuilds: 0,
     wishes: 0,
+    late: 0,
     disks: 0,
     versions: 5,
     ticks: 8,
@@ -69,9 +70,10 @@ fn states_max() -> usize {
     std::env::var("DUET_MODEL_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
 }
 
-fn explore(pair: Pair) -> Option<String> {
+/// What was found, and how many states were looked at.
+fn explore(pair: Pair, states_max: usize) -> (Option<String>, usize) {
     let what = format!("{:?} {:?} {:?} {:?}", pair.mode, pair.third, pair.budget, pair.mutation);
-    let checker = pair.checker().threads(2).target_state_count(states_max()).spawn_bfs().join();
+    let checker = pair.checker().threads(2).target_state_count(states_max).spawn_bfs().join();
     let found = checker.discovery(RULES).map(|path| {
         let last = path.last_state().broken.unwrap_or("?");
         let steps: Vec<String> = path.into_actions().iter().map(|action| format!("{action:?}")).collect();
@@ -79,19 +81,20 @@ fn explore(pair: Pair) -> Option<String> {
     });
     let (states, depth) = (checker.unique_state_count(), checker.max_depth());
     println!("{what}: {states} states, depth {depth}: {}", found.as_deref().unwrap_or("holds"));
-    found
+    (found, checker.state_count())
 }
 
 fn assert_holds(pair: Pair) {
-    assert_eq!(explore(pair), None);
+    assert_eq!(explore(pair, states_max()).0, None);
 }
 
 /// The same world without the mutation must hold: it is the mutation that is noticed, and by what it does to data.
 fn assert_noticed(mutation: Mutation, pair: Pair) {
     let Pair { mode, third, clocks, budget, prefix, .. } = pair;
-    let found = explore(Pair { mutation: Some(mutation), ..pair }).unwrap_or_else(|| panic!("{mutation:?} went unnoticed"));
+    let (found, states) = explore(Pair { mutation: Some(mutation), ..pair }, states_max());
+    let found = found.unwrap_or_else(|| panic!("{mutation:?} went unnoticed"));
     assert_eq!(found.starts_with(UNDURABLE), mutation == Mutation::PersistsLast, "{mutation:?}: {found}");
-    assert_holds(Pair { mode, third, clocks, budget, prefix, mutation: None });
+    assert_eq!(explore(Pair { mode, third, clocks, budget, prefix, mutation: None }, 2 * states).0, None);
 }
 
 #[test]
@@ -160,6 +163,12 @@ fn a_copy_made_anew_loses_nothing() {
 }
 
 #[test]
+fn late_heartbeats_lose_nothing() {
+    assert_holds(Pair { budget: Budget { late: 2, cuts: 2, ..NONE }, ..PAIR });
+    assert_holds(Pair { budget: Budget { late: 1, crashes: 1, cuts: 1, lost_answers: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
 fn pairing_loses_nothing() {
     assert_holds(Pair { mode: Mode::Solo, budget: Budget { crashes: 1, cuts: 1, lost_answers: 1, ticks: 10, ..NONE }, ..PAIR });
 }
@@ -185,12 +194,16 @@ fn going_on_alone_after_pair_was_asked_for_is_noticed() {
 
 #[test]
 fn reading_without_a_lease_is_noticed() {
-    assert_noticed(Mutation::ReadsWithoutLease, Pair { budget: Budget { cuts: 2, ..NONE }, ..PAIR });
+    assert_noticed(
+        Mutation::ReadsWithoutLease,
+        Pair { budget: Budget { cuts: 2, ..NONE }, prefix: &[Happening::CutPair], ..PAIR },
+    );
 }
 
 #[test]
 fn acknowledging_a_cancelled_wait_is_noticed() {
-    assert_noticed(Mutation::AcknowledgesCancelled, Pair { budget: Budget { crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+    let budget = Budget { crashes: 1, cuts: 1, ..NONE };
+    assert_noticed(Mutation::AcknowledgesCancelled, Pair { budget, prefix: &[Happening::CutPair], ..PAIR });
 }
 
 #[test]
@@ -235,6 +248,61 @@ fn forgetting_that_asym_was_agreed_is_noticed() {
 #[test]
 fn a_lease_that_does_not_allow_for_drift_is_noticed() {
     assert_noticed(Mutation::IgnoresDrift, Pair { clocks: APART, budget: Budget { cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn a_lease_that_is_counted_from_its_receipt_is_noticed() {
+    use Happening::*;
+    // What B grants doesn't arrive at first; then B doesn't hear A any more.
+    let prefix = &[CutOneWay(0), Tick, Keep(1), CutPair];
+    let budget = Budget { cuts: 2, late: 1, ..NONE };
+    assert_noticed(Mutation::CountsFromReceipt, Pair { budget, prefix, ..PAIR });
+}
+
+#[test]
+fn asking_for_pair_before_the_peer_has_confirmed_is_noticed() {
+    use Happening::*;
+    // A goes alone; B is back and has everything, and is to be waited for. But A writes once more.
+    let prefix = &[CutPair, Tick, Tick, SwapArrives(0, true), Move(0), Heal, Tick, CutPair, Write(0)];
+    let budget = Budget { cuts: 2, crashes: 1, ticks: 12, ..NONE };
+    assert_noticed(Mutation::PairsUnconfirmed, Pair { budget, prefix, ..PAIR });
+}
+
+#[test]
+fn leading_before_the_takeover_is_confirmed_is_noticed() {
+    assert_noticed(Mutation::PromotesUnconfirmed, Pair { budget: Budget { cuts: 1, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn opening_before_the_own_promise_has_run_out_is_noticed() {
+    use Happening::*;
+    // B asks to take over and forgets that; it promises A a lease again; then it is granted what it asked for.
+    let prefix = &[
+        CutOneWay(1),
+        Tick,
+        Tick,
+        Tick,
+        Tick,
+        Crash(1),
+        Restart(1),
+        Heal,
+        Tick,
+        Tick,
+        SwapArrives(1, true),
+        CutPair,
+        CutWitness(0),
+    ];
+    let budget = Budget { cuts: 3, crashes: 1, ..NONE };
+    assert_noticed(Mutation::OpensBeforePromiseEnds, Pair { budget, prefix, ..PAIR });
+}
+
+#[test]
+fn leading_on_after_the_other_one_took_over_is_noticed() {
+    use Happening::*;
+    // B takes over from A, which is cut off.
+    let prefix = &[CutPair, CutWitness(0), Tick, Tick, Tick, Tick];
+    let budget = Budget { writes: 2, cuts: 2, ..NONE };
+    assert_noticed(Mutation::LeadsOn, Pair { budget, prefix, ..PAIR });
 }
 
 #[test]

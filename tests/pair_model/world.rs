@@ -2,15 +2,15 @@
 //! the witness's disk are as simple here as their promises allow.
 //!
 //! Abstractions: a node's WAL is the list of writes that it has flushed; a standby receives all or nothing new at a time; heartbeats
-//! arrive in the tick in which they are sent, or are lost with the link; what can be acknowledged is, and what may be read is read at once; compare-and-swaps can be under way for any time, arrive, and
+//! arrive in the tick in which they are sent, or are lost with the link, but for a copy of one that may come later; what can be acknowledged is, and what may be read is read at once; compare-and-swaps can be under way for any time, arrive, and
 //! have their answer lost.
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
 use duet::supervisor::fsm::{
-    Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Postgres, Record, Register, Setup, State, SwapOutcome, Sync,
-    Third, Timing, Wish, step,
+    Action, Answer, Event, Goal, Grant, Heartbeat, Mode, NodeId, Phase, Postgres, Record, Register, Setup, State, SwapOutcome,
+    Sync, Third, Timing, Wish, step,
 };
 
 /// One tick is one heartbeat interval; everything else keeps its proportions.
@@ -95,6 +95,16 @@ pub enum Mutation {
     BelievesLateFence,
     /// The two clocks are taken to go at the same speed.
     IgnoresDrift,
+    /// A lease is counted from when its grant came, not from when the heartbeat that it grants was sent.
+    CountsFromReceipt,
+    /// PAIR is asked for although the peer hasn't flushed anything that was written since it is waited for.
+    PairsUnconfirmed,
+    /// A follower that asks to take over leads before it is told that it may.
+    PromotesUnconfirmed,
+    /// A new owner opens while its own promise not to take over still holds.
+    OpensBeforePromiseEnds,
+    /// A leader that learns that the other one has taken over leads on.
+    LeadsOn,
     /// The record is made durable when everything else is done.
     PersistsLast,
     /// A takeover goes on in the epoch of the former owner.
@@ -117,6 +127,8 @@ pub struct Budget {
     pub rebuilds: u8,
     /// An operator's, each begun or ended: of failover, and of a node that is in maintenance.
     pub wishes: u8,
+    /// Heartbeats of which the network keeps a copy, which arrives at any later time.
+    pub late: u8,
     /// Disks that stand still or become full, or have room again.
     pub disks: u8,
     pub versions: u64,
@@ -147,6 +159,8 @@ pub struct Node {
     pub drains: bool,
     /// A copy of the leader's data is being made; what was there before is gone.
     pub copying: bool,
+    /// How much WAL it had when it was looked at last, as a standby.
+    pub reported: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -177,6 +191,10 @@ pub struct World {
     pub copy: Answer,
     pub swaps: Vec<Swap>,
     pub cuts: Cuts,
+    /// The newest heartbeat that each node sent, whether it arrived or not; only where a late one is explored.
+    sent: [Option<Heartbeat>; 2],
+    /// A heartbeat that the network has kept, and for which process.
+    kept: Option<(Heartbeat, u64)>,
     pub budget: Budget,
     /// Writes that were acknowledged or shown.
     pub known: Vec<u8>,
@@ -213,6 +231,10 @@ pub enum Happening {
     Hold(usize),
     /// To this node the other one is in maintenance, or not any more.
     Maintenance(usize),
+    /// The network keeps a copy of the newest heartbeat of this node.
+    Keep(usize),
+    /// What it has kept arrives.
+    KeptArrives,
     /// This node is going to be stopped on purpose.
     Leave(usize),
     /// An operator makes this node the owner, whatever is lost. Not among those that are explored: the rules don't hold then.
@@ -249,6 +271,7 @@ impl World {
             shown: None,
             drains: false,
             copying: false,
+            reported: 0,
         };
         let witness = Answer { instance: 1, value: Some(stored) };
         let mut world = Self {
@@ -259,6 +282,8 @@ impl World {
             copy: witness,
             swaps: Vec::new(),
             cuts: Cuts::default(),
+            sent: [None; 2],
+            kept: None,
             budget,
             known: Vec::new(),
             next_write: 1,
@@ -345,6 +370,12 @@ impl World {
         if self.cuts != Cuts::default() {
             all.push(Heal);
         }
+        if budget.late > 0 && self.kept.is_none() {
+            all.extend([Keep(0), Keep(1)]);
+        }
+        if self.kept.is_some() {
+            all.push(KeptArrives);
+        }
         if budget.restores > 0 {
             all.push(RestoreWitness);
         }
@@ -426,6 +457,22 @@ impl World {
                 let away = world.nodes[node].state.peer_away_until.is_some();
                 world.deliver(node, Event::Operator(if away { Wish::PeerBack } else { Wish::PeerAway { until: u64::MAX } }));
             }
+            Keep(node) => {
+                if let Some(heartbeat) = world.sent[node] {
+                    world.budget.late -= 1;
+                    world.kept = Some((heartbeat, world.nodes[1 - node].state.record.process));
+                }
+            }
+            KeptArrives => {
+                if let Some((heartbeat, process)) = world.kept.take() {
+                    let to = usize::from(heartbeat.from == id(0));
+                    let node = &world.nodes[to];
+                    // One that comes for another process is refused, because its key was that one's.
+                    if node.up && !node.paused && node.state.record.process == process {
+                        world.deliver(to, Event::Heard(heartbeat));
+                    }
+                }
+            }
             Leave(node) => {
                 world.budget.wishes -= 1;
                 world.deliver(node, Event::Operator(Wish::Leave));
@@ -496,6 +543,12 @@ impl World {
     /// One step, and what it asks for, in order.
     fn take(&mut self, node: usize, event: Event) {
         let before = self.nodes[node].state.pending;
+        let event = match event {
+            Event::Postgres(Postgres::Primary(Sync::Waiting)) if self.mutation == Some(Mutation::PairsUnconfirmed) => {
+                Event::Postgres(Postgres::Primary(Sync::Confirmed))
+            }
+            event => event,
+        };
         let (mut state, mut actions) = step(&self.nodes[node].state, event, self.clock(node));
         self.mutate(node, &mut state, &mut actions);
         self.nodes[node].state = state;
@@ -551,6 +604,9 @@ impl World {
 
     fn heartbeat(&mut self, from: usize, heartbeat: Heartbeat) {
         let to = 1 - from;
+        if self.budget.late > 0 {
+            self.sent[from] = Some(heartbeat);
+        }
         if self.nodes[to].up && !self.nodes[to].paused && !self.cuts.to[to] {
             self.deliver(to, Event::Heard(heartbeat));
         }
@@ -627,6 +683,7 @@ impl World {
     fn set_role(&mut self, node: usize, role: Role) {
         let was = self.nodes[node].role;
         self.nodes[node].role = role;
+        self.nodes[node].reported = if matches!(role, Role::Standby { .. }) { self.nodes[node].wal.len() } else { 0 };
         if !matches!((was, role), (Role::Primary { .. }, Role::Primary { .. })) {
             self.nodes[node].shown = None;
             // Whoever received from it doesn't any more.
@@ -698,7 +755,9 @@ impl World {
             Role::Primary { sync: true } => Postgres::Primary(Sync::Waiting),
             Role::Standby { receiving } => {
                 let whole = self.nodes[node].state.record.complete || receiving;
-                Postgres::Standby { streaming: receiving, consistent: whole, advanced: false }
+                let wal = self.nodes[node].wal.len();
+                let advanced = wal > std::mem::replace(&mut self.nodes[node].reported, wal);
+                Postgres::Standby { streaming: receiving, consistent: whole, advanced }
             }
         };
         if self.nodes[node].state.postgres != postgres || matches!(postgres, Postgres::Standby { streaming: true, .. }) {
@@ -777,6 +836,19 @@ impl World {
         self.known.dedup();
     }
 
+    fn aged_heartbeat(&self, mut heartbeat: Heartbeat) -> Heartbeat {
+        let from = usize::from(heartbeat.from != id(0));
+        let past = |node: usize, at: u64| {
+            let old = OLD * self.clocks.timing.heartbeat;
+            old - self.clock(node).saturating_sub(at).min(old)
+        };
+        heartbeat.sent_at = past(from, heartbeat.sent_at);
+        if let Some(grant) = heartbeat.grant.as_mut() {
+            grant.sent_at = past(1 - from, grant.sent_at);
+        }
+        heartbeat
+    }
+
     /// Changes what a node remembers, in memory and on its disk.
     fn remember(&mut self, node: usize, state: &mut State, actions: &mut [Action], change: fn(&mut Record)) {
         change(&mut state.record);
@@ -810,6 +882,33 @@ impl World {
             Some(Mutation::PromotesIncomplete) if self.nodes[node].copying => {
                 self.remember(node, state, actions, |record| record.complete = true);
             }
+            Some(Mutation::CountsFromReceipt) => {
+                let timing = state.setup.timing;
+                if state.lease_until > self.nodes[node].state.lease_until {
+                    state.lease_until = self.clock(node) + timing.lease - timing.drift;
+                }
+            }
+            Some(Mutation::PromotesUnconfirmed) => {
+                for action in actions.iter() {
+                    if let Action::Swap { instance, new, .. } = *action
+                        && new.owner == id(node)
+                        && !state.is_owner()
+                    {
+                        let outcome = SwapOutcome::Applied { instance };
+                        self.events.push_back((node, Event::Swapped { new, outcome }));
+                    }
+                }
+            }
+            Some(Mutation::OpensBeforePromiseEnds) if state.is_owner() => state.promised_until = 0,
+            Some(Mutation::LeadsOn) => {
+                let before = self.nodes[node].state;
+                if before.phase == Phase::Leader && state.phase == Phase::Follower {
+                    let seen = state.record.seen.map(|seen| Register { owner: id(node), ..seen });
+                    *state = before;
+                    state.record.seen = seen;
+                    *actions = vec![Action::Persist(state.record)];
+                }
+            }
             Some(Mutation::IgnoresDrift) => state.setup.timing.drift = 0,
             Some(Mutation::PersistsLast) => actions.sort_by_key(|action| matches!(action, Action::Persist(_))),
             Some(Mutation::FencesUnheard) => state.known_to_peer = true,
@@ -841,9 +940,11 @@ impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         for (index, node) in self.nodes.iter().enumerate() {
             (node.up, node.paused, node.role, &node.wal, node.shown, node.drains, node.copying).hash(hasher);
-            (node.disk, node.torn_after).hash(hasher);
+            (node.disk, node.torn_after, node.reported).hash(hasher);
             aged(&node.state, self.clock(index), self.clock(1 - index)).hash(hasher);
         }
+        self.sent.map(|sent| sent.map(|sent| self.aged_heartbeat(sent))).hash(hasher);
+        self.kept.map(|(kept, process)| (self.aged_heartbeat(kept), process)).hash(hasher);
         (self.witness, self.copy, &self.swaps, self.cuts, self.budget).hash(hasher);
         (&self.known, self.next_write, self.acknowledged_in, self.broken).hash(hasher);
     }

@@ -89,6 +89,8 @@ struct Node {
     disk: Record,
     role: Role,
     wal: Vec<u64>,
+    /// How much of that there was when it was looked at last, as a standby.
+    reported: usize,
     shown: Option<usize>,
     drains: bool,
     /// Events that came while the process was paused.
@@ -160,6 +162,7 @@ impl Simulation {
                 disk: Record { process: 1, ..Record::default() },
                 role: Role::Off,
                 wal: Vec::new(),
+                reported: 0,
                 shown: None,
                 drains: false,
                 waiting: Vec::new(),
@@ -485,8 +488,10 @@ impl Simulation {
             Role::Primary { sync: true } if self.is_replicated(node) => Postgres::Primary(Sync::Confirmed),
             Role::Primary { sync: true } => Postgres::Primary(Sync::Waiting),
             Role::Standby { receiving } => {
+                let wal = self.nodes[node].wal.len();
+                let advanced = wal > std::mem::replace(&mut self.nodes[node].reported, wal);
                 let consistent = self.nodes[node].state.record.complete || receiving;
-                Postgres::Standby { streaming: receiving, consistent, advanced: false }
+                Postgres::Standby { streaming: receiving, consistent, advanced }
             }
         };
         self.deliver(node, Event::Postgres(postgres));
@@ -495,6 +500,7 @@ impl Simulation {
     fn set_role(&mut self, node: usize, role: Role) {
         let was = self.nodes[node].role;
         self.nodes[node].role = role;
+        self.nodes[node].reported = self.nodes[node].wal.len();
         if !matches!((was, role), (Role::Primary { .. }, Role::Primary { .. })) {
             self.nodes[node].shown = None;
             if let Role::Standby { receiving } = &mut self.nodes[1 - node].role {
