@@ -3,6 +3,7 @@
 //!
 //! `DUET_MODEL_STATES` sets how many states each exploration visits at most.
 
+mod regressions;
 mod world;
 
 use duet::supervisor::fsm::{Mode, Third};
@@ -50,6 +51,7 @@ const NONE: Budget = Budget {
     writes: 1,
     crashes: 0,
     torn: 0,
+    replaced: 0,
     postgres_crashes: 0,
     cuts: 0,
     lost_answers: 0,
@@ -106,6 +108,13 @@ fn crashes_lose_nothing() {
 fn crashes_in_the_midst_of_a_step_lose_nothing() {
     assert_holds(Pair { budget: Budget { torn: 2, cuts: 1, ..NONE }, ..PAIR });
     assert_holds(Pair { mode: Mode::Solo, budget: Budget { torn: 1, crashes: 1, ticks: 10, ..NONE }, ..PAIR });
+}
+
+#[test]
+fn replaced_disks_lose_nothing() {
+    assert_holds(Pair { budget: Budget { replaced: 1, cuts: 1, lost_answers: 1, ..NONE }, ..PAIR });
+    assert_holds(Pair { mode: Mode::Asym, budget: Budget { replaced: 1, crashes: 1, cuts: 1, ..NONE }, ..PAIR });
+    assert_holds(Pair { budget: Budget { replaced: 1, crashes: 1, cuts: 1, ..FENCED.budget }, ..FENCED });
 }
 
 #[test]

@@ -118,6 +118,8 @@ pub struct Budget {
     pub crashes: u8,
     /// Crashes in the midst of what a step asks for.
     pub torn: u8,
+    /// Crashes that cost the disk, when the peer has everything and may lead without this node.
+    pub replaced: u8,
     pub postgres_crashes: u8,
     pub cuts: u8,
     pub lost_answers: u8,
@@ -216,6 +218,8 @@ pub enum Happening {
     /// This node is lost after so many actions of the next step that asks for more.
     Tear(usize, usize),
     Restart(usize),
+    /// This node is lost with its disk, and is given a new one.
+    Replace(usize),
     PostgresCrash(usize),
     Pause(usize),
     Resume(usize),
@@ -353,6 +357,9 @@ impl World {
             if budget.crashes > 0 {
                 all.push(Crash(i));
             }
+            if budget.replaced > 0 {
+                all.push(Replace(i));
+            }
             if budget.torn > 0 && node.torn_after.is_none() {
                 all.extend((1..=4).map(|actions| Tear(i, actions)));
             }
@@ -408,6 +415,12 @@ impl World {
                 world.nodes[node].torn_after = Some(actions);
             }
             Restart(node) => world.restart(node),
+            Replace(node) => {
+                if world.may_lose_disk(node) {
+                    world.budget.replaced -= 1;
+                    world.lose_disk(node);
+                }
+            }
             PostgresCrash(node) => {
                 world.budget.postgres_crashes -= 1;
                 world.set_role(node, Role::Off);
@@ -665,6 +678,27 @@ impl World {
         crashed.torn_after = None;
     }
 
+    /// The node comes back with a new disk.
+    pub fn lose_disk(&mut self, node: usize) {
+        self.crash(node);
+        let node = &mut self.nodes[node];
+        node.disk = Record { process: node.disk.process + 100, ..Record::default() };
+        node.wal.clear();
+        node.copying = false;
+    }
+
+    /// Whether the peer has everything, and nothing that holds or may still be granted keeps it from leading.
+    fn may_lose_disk(&self, node: usize) -> bool {
+        let (me, peer) = (&self.nodes[node], &self.nodes[1 - node]);
+        let has_all = self.known.iter().all(|write| peer.wal.contains(write));
+        let newest = [peer.disk.seen, me.disk.seen, self.witness.value].into_iter().flatten().max_by_key(|value| value.version);
+        let peer_knows = peer.disk.seen.is_some() && peer.disk.seen == newest;
+        let owned = newest.is_some_and(|value| value.owner == id(1 - node)) && peer.up;
+        let paired = newest.is_some_and(|value| value.mode == Mode::Pair) && self.witness.value == newest && !self.fences();
+        let asked = self.swaps.iter().any(|swap| swap.from == node);
+        has_all && peer.disk.complete && peer_knows && (owned || paired) && !asked
+    }
+
     fn restart(&mut self, node: usize) {
         let mut record = self.nodes[node].disk;
         record.process += 1;
@@ -741,7 +775,7 @@ impl World {
         }
     }
 
-    fn is_replicated(&self, node: usize) -> bool {
+    pub fn is_replicated(&self, node: usize) -> bool {
         self.nodes[1 - node].role == Role::Standby { receiving: true } && self.nodes[1 - node].wal == self.nodes[node].wal
     }
 

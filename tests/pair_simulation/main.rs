@@ -36,8 +36,10 @@ fn nothing_is_lost_in_a_storm_and_the_pair_comes_back() {
     let failovers: u64 = outcomes.iter().map(|outcome| outcome.failovers).sum();
     let acknowledged: u64 = outcomes.iter().map(|outcome| outcome.acknowledged).sum();
     let torn: u64 = outcomes.iter().map(|outcome| outcome.torn).sum();
-    println!("{} runs, {failovers} takeovers, {torn} torn steps, {acknowledged} writes acknowledged", outcomes.len());
-    assert!(torn > 0, "no crash came in the midst of a step");
+    let replaced: u64 = outcomes.iter().map(|outcome| outcome.replaced).sum();
+    println!("{} runs, {failovers} takeovers, {acknowledged} writes acknowledged", outcomes.len());
+    println!("{torn} crashes in the midst of a step, {replaced} disks replaced");
+    assert!(torn > 0 && replaced > 0, "{torn} crashes in the midst of a step, {replaced} disks replaced");
     assert!(failovers > outcomes.len() as u64 / 2, "a storm without takeovers tests nothing: {failovers}");
 }
 
@@ -62,6 +64,13 @@ fn nothing_is_lost_with_a_fencing_device() {
     let weather = Weather { trouble: 60_000, fault_every: 1000, loss: 50, pause_max: 300, pauses_only: true, ..STORM };
     for outcome in run_all(seeds(5), Weather { third: Third::Fence { delay: 4000 }, ..weather }) {
         assert_eq!(outcome.failovers, 0, "{outcome:?}");
+    }
+}
+
+#[test]
+fn wal_that_keeps_coming_vetoes_a_takeover() {
+    for seed in seeds(3) {
+        Simulation::new(seed, Weather { fault_every: 0, ..STORM }).lose_heartbeats_only();
     }
 }
 

@@ -7,8 +7,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use duet::supervisor::fsm::{
-    Action, Answer, Event, Goal, Heartbeat, Mode, NodeId, Note, Postgres, Record, Register, Setup, State, SwapOutcome, Sync,
-    Third, Timing, Wish, step,
+    Action, Answer, Event, Goal, Heartbeat, Mode, NodeId, Note, Phase, Postgres, Record, Register, Setup, State, SwapOutcome,
+    Sync, Third, Timing, Wish, step,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -104,12 +104,21 @@ struct Node {
     fencing_until: u64,
 }
 
+impl Node {
+    /// Whether its disk was replaced and it hasn't been given a part since, or the owner's.
+    fn has_new_disk(&self) -> bool {
+        !self.disk.complete && self.disk.seen.is_none_or(|seen| seen.owner == self.state.me())
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub acknowledged: u64,
     pub failovers: u64,
     pub fenced: u64,
+    /// Disks that were replaced.
+    pub replaced: u64,
     /// Crashes in the midst of what a step asked for.
     pub torn: u64,
     pub longest_gap: u64,
@@ -203,18 +212,13 @@ impl Simulation {
     /// # Panics
     /// When a rule is broken, or when the pair doesn't come back; the history is in the message.
     pub fn run(mut self) -> Outcome {
-        let formed = self.run_until_settled(60_000);
-        assert!(formed.is_some(), "the pair never formed:\n{}", self.tale());
-        self.calm = false;
-        self.last_acknowledged_at = self.now;
-        let end = self.now + self.weather.trouble;
+        self.form();
         if self.weather.fault_every > 0 {
             self.schedule_fault();
         }
-        while self.now < end {
-            self.advance();
-        }
+        self.run_for(self.weather.trouble);
         self.make_calm();
+        self.decide();
         let settled = self.run_until_settled(120_000);
         assert!(settled.is_some(), "the pair doesn't come back:\n{}", self.tale());
         self.outcome.settled_in = settled.unwrap_or_default();
@@ -223,6 +227,41 @@ impl Simulation {
             assert!(lost.is_empty(), "lost {lost:?} on {:?}:\n{}", node.state.me(), self.tale());
         }
         self.outcome
+    }
+
+    /// Runs until both are a pair; the weather begins then.
+    fn form(&mut self) {
+        let formed = self.run_until_settled(60_000);
+        assert!(formed.is_some(), "the pair never formed:\n{}", self.tale());
+        self.calm = false;
+        self.last_acknowledged_at = self.now;
+    }
+
+    fn run_for(&mut self, time: u64) {
+        let end = self.now + time;
+        while self.now < end {
+            self.advance();
+        }
+    }
+
+    /// All heartbeats are lost while WAL goes on arriving, and the leader doesn't hear the witness; then WAL stops, too.
+    ///
+    /// # Panics
+    /// When the follower takes over before WAL stops, or doesn't afterwards.
+    pub fn lose_heartbeats_only(mut self) {
+        self.form();
+        let leader = self.nodes.iter().position(|node| node.state.phase == Phase::Leader);
+        let Some(leader) = leader else { unreachable!("a pair has a leader") };
+        self.weather.loss = 1000;
+        self.cut[leader][WITNESS] = true;
+        self.cut[WITNESS][leader] = true;
+        let acknowledged = self.outcome.acknowledged;
+        self.run_for(10_000);
+        assert_eq!(self.outcome.failovers, 0, "the leader was alive:\n{}", self.tale());
+        assert!(self.outcome.acknowledged > acknowledged, "nothing was written:\n{}", self.tale());
+        self.cut[leader][1 - leader] = true;
+        self.run_for(3000);
+        assert_eq!(self.outcome.failovers, 1, "nothing comes from the leader any more:\n{}", self.tale());
     }
 
     fn run_until_settled(&mut self, patience: u64) -> Option<u64> {
@@ -236,12 +275,25 @@ impl Simulation {
                 && self.nodes[leader].state.mode() == Some(goal)
                 && self.nodes[leader].state.record.intent.is_none()
                 && self.is_replicated(leader)
+                && self.nodes.iter().all(|node| node.disk.complete)
                 && self.nodes[1 - leader].state.record.seen == self.nodes[leader].state.record.seen
             {
                 return Some(self.now - began);
             }
         }
         None
+    }
+
+    /// A right that was given to a node at the moment in which it lost its disk comes back only by an operator's word.
+    fn decide(&mut self) {
+        if self.weather.third == Third::Witness || !self.nodes.iter().any(Node::has_new_disk) {
+            return;
+        }
+        self.run_for(10_000);
+        if let Some(empty) = self.nodes.iter().position(Node::has_new_disk) {
+            self.tell(format!("an operator makes {} the owner", 1 - empty));
+            self.deliver(1 - empty, Event::Operator(Wish::AcceptDataLoss));
+        }
     }
 
     fn make_calm(&mut self) {
@@ -563,6 +615,7 @@ impl Simulation {
             me.wal.truncate(common);
         }
         me.role = Role::Standby { receiving: true };
+        me.reported = me.wal.len();
         self.report(node);
         self.at(1, What::Replicate(node));
     }
@@ -691,7 +744,8 @@ impl Simulation {
                 let back = self.rng.random_range(100..8000);
                 self.at(back, What::WitnessUp);
             }
-            10 if self.chance(300) => {
+            // Both at once, an owner's disk and the witness's, leave nobody who knows what holds.
+            10 if self.chance(300) && !self.nodes.iter().any(Node::has_new_disk) => {
                 self.tell("witness wiped".to_owned());
                 self.witness = Answer { instance: self.witness.instance + 1, value: None };
             }
@@ -718,6 +772,7 @@ impl Simulation {
                 self.tell(format!("{node}: its disk stands still"));
                 self.deliver(node, Event::Stalled);
             }
+            14 if self.chance(400) => self.replace_disk(node),
             14 => {
                 let short = !self.nodes[node].state.short_of_disk;
                 self.tell(format!("{node}: its disk is {}", if short { "full" } else { "not full any more" }));
@@ -781,6 +836,35 @@ impl Simulation {
         self.set_role(node, Role::Off);
         let back = self.rng.random_range(20..8000);
         self.at(back, What::Restart(node));
+    }
+
+    /// A node comes back with a new disk, if its peer has everything and may lead without it.
+    fn replace_disk(&mut self, node: usize) {
+        if !self.may_lose_disk(node) {
+            return;
+        }
+        self.crash(node);
+        self.tell(format!("{node}: gets a new disk"));
+        self.outcome.replaced += 1;
+        // The calendar's milliseconds are more than any number of starts.
+        self.nodes[node].disk = Record { process: 1_000_000_000_000 + self.now, ..Record::default() };
+        self.nodes[node].wal.clear();
+    }
+
+    fn may_lose_disk(&self, node: usize) -> bool {
+        let (me, peer) = (&self.nodes[node], &self.nodes[1 - node]);
+        let has_all = self.known.iter().all(|write| peer.wal.binary_search(write).is_ok());
+        let known_to = [peer.disk.seen, me.disk.seen, self.witness.value];
+        let newest = known_to.into_iter().flatten().max_by_key(|value| value.version);
+        let peer_knows = peer.disk.seen.is_some() && peer.disk.seen == newest;
+        let owned = newest.is_some_and(|value| value.owner == peer.state.me()) && peer.up;
+        let paired = newest.is_some_and(|value| value.mode == Mode::Pair)
+            && self.weather.third == Third::Witness
+            && self.witness.value == newest
+            && peer.disk.instance == Some(self.witness.instance);
+        // What this node has asked for may still be granted.
+        let asked = self.events.values().any(|what| matches!(what, What::Question(from, _, Some(_)) if *from == node));
+        has_all && peer.disk.complete && peer_knows && (owned || paired) && !asked
     }
 
     fn restart(&mut self, node: usize) {

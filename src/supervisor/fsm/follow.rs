@@ -15,9 +15,12 @@ impl State {
         paired && self.record.complete && matches!(self.postgres, Postgres::Standby { consistent: true, .. })
     }
 
-    /// Whether the leader has given up its lease and asks this node to take over.
+    /// Whether the owner has given up its lease and asks this node to take over.
     fn is_asked_to_take_over(&self, now: u64) -> bool {
-        self.hears_peer(self.setup.timing.solo_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.released)
+        let timing = self.setup.timing;
+        // What a witness refuses isn't asked for again at once.
+        let again_too_soon = self.took_over_at.is_some_and(|at| now < at + timing.swap_again);
+        !again_too_soon && self.hears_peer(timing.solo_after, now) && self.peer.is_some_and(|peer| peer.heartbeat.released)
     }
 
     /// Whether the peer is heard, and leads: it is anything but off.

@@ -59,7 +59,8 @@ impl Step {
         self.run_postgres();
     }
 
-    /// Whether it asks the peer to take over: for a switchover, or because its own PostgreSQL has ended and the peer is faster.
+    /// Whether it asks the peer to take over: for a switchover, because its own PostgreSQL has ended and the peer is faster, or because
+    /// its data is gone and the peer has everything.
     pub(super) fn releases(&self) -> bool {
         let state = &self.state;
         // The peer is given the first turn, unless it has no room. As long as PostgreSQL doesn't even start, the peer is asked again from
@@ -72,7 +73,7 @@ impl Step {
             since % (2 * turn) < turn && state.postgres == Postgres::Down && can
         };
         let ended = !state.opened && !matches!(state.postgres, Postgres::Primary(_)) && state.paused_until.is_none() && asks;
-        state.is_owner() && state.mode() == Some(Mode::Pair) && (state.has_released() || ended)
+        state.is_owner() && state.mode() == Some(Mode::Pair) && (state.has_released() || ended || !state.record.complete)
     }
 
     fn run_postgres(&mut self) {
