@@ -342,6 +342,8 @@ async fn a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown_not_a_succ
     let dir = common::scratch();
     let postgres = Postgres::start(common::options(&dir)).await.unwrap();
     let client = common::connect(&postgres.connect_config()).await;
+    // A warning is all that tells of it, and somebody would rather not hear any.
+    client.batch_execute("ALTER ROLE duet SET client_min_messages = 'error'").await.unwrap();
     let log = log(&postgres.connect_config());
     let mut writer = acquire(&log).await;
     writer.append(one(2)).await.unwrap();

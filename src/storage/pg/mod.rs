@@ -53,8 +53,10 @@ const FIRST_GOOD: [(i32, i32); 3] = [(15, 150_013), (16, 160_009), (17, 170_005)
 
 /// Settings of the writer's session: no limit may end a batch at a moment of its own choosing but the wait for a lock, which
 /// certainly applies nothing; a dead peer is noticed from both ends; no parallel worker, which connects anew and may so warn of the
-/// database in the middle of the session.
-const WRITER_SESSION: &str = "SET application_name = 'duet writer'; SET statement_timeout = 0; SET lock_timeout = '10s'; \
+/// database in the middle of the session; warnings are sent, whatever the role, the database or a file asks for, because the only sign
+/// of a commit whose wait for the standby was cancelled is one.
+const WRITER_SESSION: &str = "SET application_name = 'duet writer'; SET client_min_messages = warning; \
+    SET statement_timeout = 0; SET lock_timeout = '10s'; \
     SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET default_transaction_read_only = off; \
     SET work_mem = '64MB'; SET enable_sort = off; SET max_parallel_workers_per_gather = 0; \
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s'; \
