@@ -7,6 +7,7 @@ use std::{fs, path::Path};
 
 use super::{
     PostgresOptions,
+    binaries::Version,
     data_dir::{DataDir, write_durably},
     error::StartError,
     network::Network,
@@ -96,10 +97,10 @@ fn preferences(shared_buffers_bytes: u64) -> Vec<Setting> {
 }
 
 /// The command line's form of [`promises`].
-pub fn arguments(data_dir: &DataDir, socket_dir: &Path, options: &PostgresOptions) -> Vec<String> {
+pub fn arguments(data_dir: &DataDir, socket_dir: &Path, options: &PostgresOptions, version: Version) -> Vec<String> {
     promises(data_dir, socket_dir, options)
         .into_iter()
-        .chain(options.network.iter().flat_map(|network| network.promises(data_dir)))
+        .chain(options.network.iter().flat_map(|network| network.promises(data_dir, version)))
         .flat_map(|(name, value, _)| ["-c".to_owned(), format!("{name}={value}")])
         .collect()
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::{
+    binaries::Version,
     config::DATABASE,
     data_dir::{DataDir, write_durably},
     error::StartError,
@@ -47,10 +48,10 @@ pub struct Network {
 
 impl Network {
     /// What a pair's promises rest on, for the command line: (name, value, reason).
-    pub(super) fn promises(&self, data_dir: &DataDir) -> Vec<(&'static str, String, &'static str)> {
+    pub(super) fn promises(&self, data_dir: &DataDir, version: Version) -> Vec<(&'static str, String, &'static str)> {
         let set = |name, value: &str, why| (name, value.to_owned(), why);
         let file = |name| data_dir.seen_by_postgres(&tls_file(data_dir, name)).to_string_lossy().into_owned();
-        vec![
+        let mut promises = vec![
             set("ssl", "on", "the peer's traffic is encrypted and both sides show certificates"),
             set("ssl_cert_file", &file(CERT), "the same"),
             set("ssl_key_file", &file(KEY), "the same"),
@@ -83,7 +84,15 @@ impl Network {
             set("max_slot_wal_keep_size", "4GB", "a peer that stays away must not fill the disk: it is copied anew then"),
             set("wal_keep_size", "128MB", "pg_rewind finds the WAL around the fork"),
             set("track_commit_timestamp", "off", "nobody reads it"),
-        ]
+        ];
+        if version.major >= 17 {
+            promises.push(set(
+                "allow_alter_system",
+                "off",
+                "whom commits wait for is Duet's to set; the rest is postgres.user.conf's",
+            ));
+        }
+        promises
     }
 
     /// Lines for pg_hba.conf.

@@ -202,7 +202,7 @@ pub fn spawn(
     initdb::command(&program, account)
         .arg("-D")
         .arg(data_dir.seen_by_postgres(&data_dir.pgdata()))
-        .args(config::arguments(data_dir, socket_dir, options))
+        .args(config::arguments(data_dir, socket_dir, options, binaries.version))
         .current_dir(data_dir.seen_by_postgres(data_dir.root()))
         .stdin(Stdio::from(lock.0))
         .stdout(Stdio::null())

@@ -132,7 +132,8 @@ struct Shared {
     reports: watch::Sender<Report>,
     /// Details of the moment, put into every report.
     details: Mutex<Details>,
-    /// Commits are known to wait for the peer since this postmaster started, or since it was proved.
+    /// Commits are known to wait for the peer since this postmaster started, or since it was proved. A primary's; a standby's will, once
+    /// it is promoted.
     armed: AtomicBool,
     /// It was promoted, and no checkpoint has been asked for since.
     promoted: AtomicBool,
@@ -329,8 +330,10 @@ impl<'a> Pursuit<'a> {
         let _ = ended.await;
     }
 
-    /// Starts PostgreSQL in the role that its directory was given; goes on to its end whatever becomes of the goal.
-    async fn launch(&self) -> Result<(), StartError> {
+    /// Starts PostgreSQL in the role that its directory was given; goes on to its end whatever becomes of the goal. A session, with which
+    /// was looked whether commits wait for the peer from the beginning.
+    async fn launch(&self) -> Result<probe::Session, StartError> {
+        self.shared.armed.store(false, Ordering::Release);
         let shared = Arc::clone(self.shared);
         let launched = tokio::spawn(async move {
             let launched = shared.postgres.restart(Duration::ZERO).await;
@@ -349,7 +352,15 @@ impl<'a> Pursuit<'a> {
             Ok(()) => self.starts_failed.store(0, Ordering::Release),
             Err(_) => drop(self.starts_failed.fetch_add(1, Ordering::AcqRel)),
         }
-        launched
+        launched?;
+        self.first_session().await.map_err(|detail| StartError::Failed { what: "the first session".to_owned(), detail })
+    }
+
+    async fn first_session(&self) -> Result<probe::Session, String> {
+        let session = self.shared.session().await?;
+        let armed = session.look().await?.sync_names == role::WaitFor::Peer.names(&self.shared.network);
+        self.shared.armed.store(armed, Ordering::Release);
+        Ok(session)
     }
 }
 

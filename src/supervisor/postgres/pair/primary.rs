@@ -2,7 +2,8 @@
 //!
 //! `synchronous_standby_names` is only believed to be in force when that was proved. A backend sees a new value before the
 //! checkpointer has set the shared flag that makes commits wait; so the names are first set to somebody who doesn't exist, a commit of
-//! our own is *seen waiting*, and only then they are set to the peer, which doesn't touch the flag again.
+//! our own is *seen waiting*, and only then they are set to the peer, which doesn't touch the flag again. The same way is gone again when
+//! somebody else has set the names.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,6 +27,8 @@ const CONFIRM_MAX: Duration = Duration::from_millis(300);
 const CAUGHT_UP: u64 = 1 << 20;
 /// After its end has been reported, the state machine is given so long to prefer the peer before PostgreSQL is started again.
 const RESTART_DELAY: Duration = Duration::from_millis(100);
+/// How long people are told of names that somebody else had set, after they are set right.
+const TOLD: Duration = Duration::from_secs(60);
 
 impl Pursuit<'_> {
     /// Leads, and waits for the peer with each commit if `sync`.
@@ -81,17 +84,15 @@ impl Pursuit<'_> {
         let control = Control::read(&self.shared.postgres).await.map_err(|error| error.to_string())?;
         if control.was_primary() {
             self.doing("starting PostgreSQL as the primary");
-            self.start_primary().await.map_err(|error| error.to_string())?;
-            return self.shared.session().await;
+            return self.start_primary().await.map_err(|error| error.to_string());
         }
         // A copy that followed somebody gets a timeline of its own, always: that one may have written more than it has sent.
         self.doing("starting PostgreSQL, to promote it");
-        self.start_follower().await.map_err(|error| error.to_string())?;
-        let session = self.shared.session().await?;
+        let session = self.start_follower().await.map_err(|error| error.to_string())?;
         self.promote(session, sync).await
     }
 
-    async fn start_follower(&self) -> Result<(), StartError> {
+    async fn start_follower(&self) -> Result<Session, StartError> {
         self.check_whole()?;
         self.shared.on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_standby())).await?;
         self.launch().await
@@ -107,13 +108,11 @@ impl Pursuit<'_> {
         })
     }
 
-    async fn start_primary(&self) -> Result<(), StartError> {
+    async fn start_primary(&self) -> Result<Session, StartError> {
         self.check_whole()?;
         // Whatever the goal is: nobody may see what isn't safe, and no commit may slip through.
         self.shared.on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_primary())).await?;
-        self.launch().await?;
-        self.shared.armed.store(true, Ordering::Release);
-        Ok(())
+        self.launch().await
     }
 
     async fn promote(&self, session: Session, sync: bool) -> Result<Session, String> {
@@ -134,7 +133,6 @@ impl Pursuit<'_> {
             tokio::time::sleep(SOON).await;
             seen = session.look().await?;
         }
-        self.shared.armed.store(sync, Ordering::Release);
         self.shared.promoted.store(true, Ordering::Release);
         tracing::info!(took_ms = began.elapsed().as_millis() as u64, timeline = seen.timeline, "promoted");
         Ok(session)
@@ -180,12 +178,17 @@ impl Pursuit<'_> {
     /// Makes commits wait for the peer, provably, or for nobody.
     async fn apply_sync(&self, session: &Session, sync: bool) -> Result<(), String> {
         if !sync {
-            self.shared.armed.store(false, Ordering::Release);
             self.set_names(session, WaitFor::Nobody).await?;
             return self.released(session).await;
         }
+        let wanted = WaitFor::Peer.names(&self.shared.network);
         if self.shared.armed.load(Ordering::Acquire) {
-            return self.set_names(session, WaitFor::Peer).await;
+            self.write_role(WaitFor::Peer).await?;
+            let found = session.look().await?.sync_names;
+            if found == wanted {
+                return Ok(());
+            }
+            self.tampered(&found, &wanted);
         }
         // It goes on as a primary meanwhile: nothing new is reported.
         self.set_names(session, WaitFor::Arming).await?;
@@ -209,21 +212,30 @@ impl Pursuit<'_> {
         }
         // The loop ends with the session, once the commit that is seen waiting has come through.
         commit.abort();
+        self.set_names(session, WaitFor::Peer).await?;
         self.shared.armed.store(true, Ordering::Release);
-        self.set_names(session, WaitFor::Peer).await
+        Ok(())
+    }
+
+    /// Somebody else has set the names: whatever was known of what commits wait for is known no more. Told each time.
+    fn tampered(&self, found: &str, wanted: &str) {
+        self.shared.armed.store(false, Ordering::Release);
+        let what = format!(
+            "somebody else has set synchronous_standby_names to '{found}' (ALTER SYSTEM?): setting it to '{wanted}' again, as it has to be"
+        );
+        tracing::warn!("{what}");
+        self.shared.details.lock().trouble = Some(what);
     }
 
     async fn write_role(&self, wait_for: WaitFor) -> Result<(), String> {
         self.shared.on_disk(move |shared| shared.write_role(wait_for)).await.map_err(|error| error.to_string())
     }
 
-    /// Writes the names and waits until they are in force on a session.
+    /// Writes the names and waits until they are in force on a session. Whatever that sees at first, they are read again: another process
+    /// may still have others.
     async fn set_names(&self, session: &Session, wait_for: WaitFor) -> Result<(), String> {
         let wanted = wait_for.names(&self.shared.network);
         self.write_role(wait_for).await?;
-        if session.look().await?.sync_names == wanted {
-            return Ok(());
-        }
         session.execute("SELECT pg_reload_conf()").await?;
         let began = Instant::now();
         while began.elapsed() < RELOAD_DEADLINE {
@@ -232,13 +244,10 @@ impl Pursuit<'_> {
             }
             tokio::time::sleep(SOON).await;
         }
-        // Somebody's ALTER SYSTEM is in the way: what is in force is reported, and the state machine draws its conclusions.
-        self.trouble(
-            "synchronous_standby_names is set by somebody else (ALTER SYSTEM, or postgres.user.conf): undo it with ALTER SYSTEM RESET \
-             synchronous_standby_names"
-                .to_owned(),
-        );
-        Ok(())
+        // A start writes everything anew that could be in the way.
+        Err(format!(
+            "synchronous_standby_names could not be set to '{wanted}' within {RELOAD_DEADLINE:?}: starting PostgreSQL again"
+        ))
     }
 
     /// Waits until nobody waits for the peer any more: the checkpointer sees to that.
@@ -256,6 +265,8 @@ impl Pursuit<'_> {
     /// Reports what is, for as long as PostgreSQL answers; why it has to end.
     async fn watch_primary(&self, mut session: Session, sync: bool) -> String {
         let (mut confirming, mut stall) = (Confirming::default(), Stall::default());
+        let wanted = if sync { WaitFor::Peer } else { WaitFor::Nobody }.names(&self.shared.network);
+        let mut told = None;
         loop {
             let looked = Instant::now();
             let seen = match session.look().await {
@@ -272,11 +283,25 @@ impl Pursuit<'_> {
             if seen.in_recovery {
                 return "PostgreSQL is in recovery, though it was promoted: ending it".to_owned();
             }
-            let wanted = WaitFor::Peer.names(&self.shared.network);
-            let armed = self.shared.armed.load(Ordering::Acquire);
-            let report = if seen.sync_names != wanted || !sync || !armed {
+            if seen.sync_names != wanted || sync && !self.shared.armed.load(Ordering::Acquire) {
+                (confirming, stall) = (Confirming::default(), Stall::default());
+                self.tampered(&seen.sync_names, &wanted);
+                told = Some(Instant::now());
+                self.note(&seen);
+                // Nothing counts that was acknowledged meanwhile, until the peer has confirmed it.
+                self.report(fsm::Postgres::Primary(Sync::Off { caught_up: false }));
+                match self.apply_sync(&session, sync).await {
+                    Ok(()) => continue,
+                    Err(why) => return why,
+                }
+            }
+            if told.is_some_and(|at| at.elapsed() > TOLD) {
+                told = None;
+                self.well();
+            }
+            let report = if !sync {
                 let caught_up = seen.peer_flushed.is_some_and(|flushed| seen.edge.saturating_sub(flushed) < CAUGHT_UP);
-                Sync::Off { caught_up: caught_up && seen.sync_names.is_empty() && !sync }
+                Sync::Off { caught_up }
             } else if confirming.confirms(&seen) {
                 Sync::Confirmed
             } else {

@@ -1,8 +1,11 @@
-//! What makes a data directory a primary's or a standby's: `standby.signal` and one small configuration file.
+//! What makes a data directory a primary's or a standby's: `standby.signal` and one small configuration file, against which nothing that
+//! somebody set with `ALTER SYSTEM` counts.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use super::super::config::ROLE_FILE;
 use super::super::data_dir::sync_dir;
@@ -10,6 +13,10 @@ use super::super::{Postgres, StartError};
 use super::{Network, Shared};
 
 const STANDBY_SIGNAL: &str = "standby.signal";
+/// Where `ALTER SYSTEM` writes: PostgreSQL reads it after every other file.
+const ALTERED: &str = "postgresql.auto.conf";
+/// What the role's file sets, and nobody else may.
+const OURS: [&str; 3] = ["synchronous_standby_names", "primary_conninfo", "primary_slot_name"];
 
 /// Whom commits wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +44,23 @@ impl WaitFor {
 }
 
 impl Shared {
-    /// Writes the role's configuration. The leader's address is in it in either role: a primary doesn't look at it.
+    /// Writes the role's configuration, and takes back what `ALTER SYSTEM` set of it. The leader's address is in it in either role: a
+    /// primary doesn't look at it.
     pub(super) fn write_role(&self, wait_for: WaitFor) -> Result<(), StartError> {
+        if wait_for != WaitFor::Peer {
+            // Before anybody can read it: from here on it takes a proof to believe that commits wait.
+            self.armed.store(false, Ordering::Release);
+        }
+        self.undo_alter_system()?;
         self.write_role_file(self.role(wait_for))
+    }
+
+    /// `ALTER SYSTEM RESET` for what is Duet's, which also works before a start, and where PostgreSQL doesn't allow `ALTER SYSTEM`.
+    fn undo_alter_system(&self) -> Result<(), StartError> {
+        let path = self.postgres.data_dir.pgdata().join(ALTERED);
+        let Some(text) = fs::read_to_string(&path).ok().as_deref().and_then(without_ours) else { return Ok(()) };
+        tracing::warn!(settings = ?OURS, "taking back what ALTER SYSTEM set: these are Duet's to set");
+        self.write_file(&path, &text)
     }
 
     /// Makes the directory ready for pg_rewind, which begins by recovering a server that was killed, in single-user mode: that refuses to be
@@ -61,20 +82,25 @@ impl Shared {
     }
 
     fn write_role_file(&self, text: String) -> Result<(), StartError> {
-        let postgres = &self.postgres;
-        let path = postgres.data_dir.pgdata().join(ROLE_FILE);
+        let path = self.postgres.data_dir.pgdata().join(ROLE_FILE);
         if fs::read_to_string(&path).is_ok_and(|present| present == text) {
             return Ok(());
         }
-        let scratch = postgres.data_dir.pgdata().join(format!("{ROLE_FILE}.tmp"));
+        self.write_file(&path, &text)
+    }
+
+    /// Replaces a file of PostgreSQL's configuration.
+    fn write_file(&self, path: &Path, text: &str) -> Result<(), StartError> {
+        let account = &self.postgres.account;
+        let scratch = path.with_extension("conf.duet");
         let written = || -> io::Result<()> {
-            fs::write(&scratch, &text)?;
+            fs::write(&scratch, text)?;
             fs::set_permissions(&scratch, fs::Permissions::from_mode(0o600))?;
-            std::os::unix::fs::chown(&scratch, Some(postgres.account.uid), Some(postgres.account.gid))?;
+            std::os::unix::fs::chown(&scratch, Some(account.uid), Some(account.gid))?;
             // Not synced: it is written again before every start, and a promotion waits for this.
-            fs::rename(&scratch, &path)
+            fs::rename(&scratch, path)
         };
-        written().map_err(|e| StartError::from_io("can't write", &path, &postgres.account.name, e))
+        written().map_err(|e| StartError::from_io("can't write", path, &account.name, e))
     }
 
     /// A start from now on follows the leader: also one that nobody supervises.
@@ -99,6 +125,18 @@ impl Shared {
             _ => Ok(()),
         }
     }
+}
+
+/// The text of `postgresql.auto.conf` without what is Duet's to set; `None` if there is nothing of that in it.
+fn without_ours(text: &str) -> Option<String> {
+    // PostgreSQL writes it itself: a setting a line, `name = 'value'`, and no value has a line's end in it.
+    let is_ours = |line: &&str| {
+        let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
+        OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours))
+    };
+    text.lines()
+        .any(|line| is_ours(&line))
+        .then(|| text.lines().filter(|line| !is_ours(line)).map(|line| format!("{line}\n")).collect())
 }
 
 /// What pg_control says of a data directory, without a server.
@@ -138,5 +176,19 @@ impl Control {
             })
         };
         parsed().ok_or_else(|| failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_alter_system_set_is_taken_back_where_it_is_duet_s_and_left_alone_otherwise() {
+        let header = "# Do not edit this file manually!\n";
+        assert_eq!(without_ours(header), None);
+        assert_eq!(without_ours(&format!("{header}jit = 'on'\n")), None);
+        let altered = format!("{header}jit = 'on'\nsynchronous_standby_names = ''\nPrimary_Slot_Name='x'\nwork_mem = '5MB'\n");
+        assert_eq!(without_ours(&altered), Some(format!("{header}jit = 'on'\nwork_mem = '5MB'\n")));
     }
 }

@@ -85,11 +85,12 @@ impl Pursuit<'_> {
 
     /// Until PostgreSQL ends.
     async fn follow(&self, rebuild: bool) -> Result<(), Obstacle> {
-        if !matches!(*self.shared.postgres.status().borrow(), Status::Running { .. }) {
-            self.start_standby(rebuild).await?;
-        }
         let later = |why: String| Obstacle::Later(why);
-        let session = self.shared.session().await.map_err(later)?;
+        let session = if matches!(*self.shared.postgres.status().borrow(), Status::Running { .. }) {
+            self.shared.session().await.map_err(later)?
+        } else {
+            self.start_standby(rebuild).await?
+        };
         // Slots of the time when this node led would keep WAL for nobody.
         let drop_slots =
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active";
@@ -109,7 +110,7 @@ impl Pursuit<'_> {
         }
     }
 
-    async fn start_standby(&self, rebuild: bool) -> Result<(), Obstacle> {
+    async fn start_standby(&self, rebuild: bool) -> Result<Session, Obstacle> {
         let later = |error: super::super::StartError| Obstacle::Later(error.to_string());
         // Of a run that this one knows nothing of.
         self.end().await;
@@ -243,6 +244,11 @@ impl Pursuit<'_> {
                 verified = self.verify(&seen).await;
             }
             let streaming = verified.is_some();
+            if self.shared.armed.load(Ordering::Acquire) && seen.sync_names != WaitFor::Peer.names(&self.shared.network) {
+                // Nobody waits here yet. A promotion proves that they will.
+                self.shared.armed.store(false, Ordering::Release);
+                tracing::warn!(names = seen.sync_names, "somebody else has set synchronous_standby_names on this standby");
+            }
             let advanced = std::mem::replace(&mut received, seen.flushed) < seen.flushed;
             self.note(&seen);
             // It lets nobody in before it is consistent.
