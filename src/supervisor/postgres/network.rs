@@ -134,16 +134,25 @@ impl Network {
         Ok(changed)
     }
 
-    /// How the peer's PostgreSQL is reached by PostgreSQL's own programs: a libpq connection string without secrets.
-    pub(super) fn conninfo(&self, data_dir: &DataDir, database: Option<&str>) -> String {
+    /// How this node's PostgreSQL reaches the peer's: a libpq connection string without secrets. By this name commits wait for it.
+    pub(super) fn standby_conninfo(&self, data_dir: &DataDir) -> String {
+        self.conninfo(data_dir, &self.own_name, None)
+    }
+
+    /// The same for PostgreSQL's tools, under a name that nobody waits for: pg_basebackup tells what it has flushed, too, but what it
+    /// writes is no copy yet.
+    pub(super) fn tool_conninfo(&self, data_dir: &DataDir, database: Option<&str>) -> String {
+        self.conninfo(data_dir, &format!("{}_copy", self.own_name), database)
+    }
+
+    fn conninfo(&self, data_dir: &DataDir, application: &str, database: Option<&str>) -> String {
         let file = |name| quote(&data_dir.seen_by_postgres(&tls_file(data_dir, name)).to_string_lossy());
         let (host, port) = &self.peer;
         let database = database.map(|name| format!(" dbname={name}")).unwrap_or_default();
         format!(
-            "host={} port={port} user={PEER_ROLE} application_name={} sslmode=verify-ca sslrootcert={} sslcert={} sslkey={} \
+            "host={} port={port} user={PEER_ROLE} application_name={application} sslmode=verify-ca sslrootcert={} sslcert={} sslkey={} \
              connect_timeout=2 tcp_user_timeout=2000 keepalives_idle=1 keepalives_interval=1 keepalives_count=3{database}",
             quote(host),
-            self.own_name,
             file(CA),
             file(CERT),
             file(KEY),

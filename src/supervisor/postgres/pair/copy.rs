@@ -81,7 +81,7 @@ impl Pursuit<'_> {
             .arg("--target-pgdata")
             .arg(postgres.data_dir.seen_by_postgres(&postgres.data_dir.pgdata()))
             .arg("--source-server")
-            .arg(self.shared.network.conninfo(&postgres.data_dir, Some(DATABASE)))
+            .arg(self.shared.network.tool_conninfo(&postgres.data_dir, Some(DATABASE)))
             .args(unsynced());
         match run(&mut rewind, REWIND_DEADLINE, |_| ()).await {
             Ok(()) => self.on_disk(|shared| sync(filesystem).and_then(|()| HALF_DONE.clear(shared.root()))).await,
@@ -113,7 +113,7 @@ impl Pursuit<'_> {
             .arg("--pgdata")
             .arg(postgres.data_dir.seen_by_postgres(&copy))
             .arg("--dbname")
-            .arg(self.shared.network.conninfo(&postgres.data_dir, None))
+            .arg(self.shared.network.tool_conninfo(&postgres.data_dir, None))
             .args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress", "--slot"])
             .arg(&self.shared.network.own_name)
             .args(unsynced());

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, NoTls, Row, Statement};
 
 use super::super::Status;
+use super::super::network::PEER_ROLE;
 use super::Shared;
 
 /// How long either sign of life may be missing.
@@ -71,7 +72,8 @@ impl Shared {
             let sql = format!(
                 "SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names'), coalesce({LSN}, 0), \
                    coalesce((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0')::bigint, 0), \
-                   (SELECT (flush_lsn - '0/0')::bigint FROM pg_stat_replication WHERE application_name = '{}' AND state = 'streaming' \
+                   (SELECT (flush_lsn - '0/0')::bigint FROM pg_stat_replication \
+                      WHERE application_name = '{}' AND usename = '{PEER_ROLE}' AND state = 'streaming' \
                       ORDER BY flush_lsn DESC NULLS LAST LIMIT 1), \
                    (SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
                    (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'), \

@@ -71,7 +71,7 @@ impl Shared {
     }
 
     fn role(&self, wait_for: WaitFor) -> String {
-        let conninfo = self.network.conninfo(&self.postgres.data_dir, None);
+        let conninfo = self.network.standby_conninfo(&self.postgres.data_dir);
         format!(
             "# Written by Duet whenever the node's part changes.\n\
              synchronous_standby_names = '{}'\nprimary_conninfo = '{}'\nprimary_slot_name = '{}'\n",
