@@ -29,6 +29,8 @@ const CAUGHT_UP: u64 = 1 << 20;
 const RESTART_DELAY: Duration = Duration::from_millis(100);
 /// How long people are told of names that somebody else had set, after they are set right.
 const TOLD: Duration = Duration::from_secs(60);
+/// Between two looks at the slot of a peer that doesn't stream.
+const SLOT_LOOK: Duration = Duration::from_secs(1);
 
 impl Pursuit<'_> {
     /// Leads, and waits for the peer with each commit if `sync`.
@@ -142,8 +144,23 @@ impl Pursuit<'_> {
     async fn prepare_for_peer(&self, session: &Session) -> Result<(), String> {
         // A promotion has removed it, and so has a start as the primary: one that nobody supervises must be read-only again.
         self.shared.on_disk(Shared::sign_standby).await.map_err(|error| error.to_string())?;
-        let slot = &self.shared.network.peer_name;
         session.execute(&peer_role_sql()).await?;
+        self.make_slot(session).await
+    }
+
+    /// Makes the peer's slot anew when it has kept too much and is lost: whoever streams from it, or copies with it, gets nothing any more.
+    async fn mend_slot(&self, session: &Session) -> Result<(), String> {
+        let slot = &self.shared.network.peer_name;
+        let usable = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $ AND wal_status <> 'lost')";
+        if session.asks(&usable.replace('$', &format!("'{slot}'"))).await? {
+            return Ok(());
+        }
+        tracing::warn!(slot, "the peer's replication slot is lost: making it anew; the peer needs a new copy");
+        self.make_slot(session).await
+    }
+
+    async fn make_slot(&self, session: &Session) -> Result<(), String> {
+        let slot = &self.shared.network.peer_name;
         session
             .execute(&format!(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
@@ -266,7 +283,7 @@ impl Pursuit<'_> {
     async fn watch_primary(&self, mut session: Session, sync: bool) -> String {
         let (mut confirming, mut stall) = (Confirming::default(), Stall::default());
         let wanted = if sync { WaitFor::Peer } else { WaitFor::Nobody }.names(&self.shared.network);
-        let mut told = None;
+        let (mut told, mut slot_seen) = (None, Instant::now());
         loop {
             let looked = Instant::now();
             let seen = match session.look().await {
@@ -293,6 +310,12 @@ impl Pursuit<'_> {
                 match self.apply_sync(&session, sync).await {
                     Ok(()) => continue,
                     Err(why) => return why,
+                }
+            }
+            if seen.peer_flushed.is_none() && slot_seen.elapsed() > SLOT_LOOK {
+                slot_seen = Instant::now();
+                if let Err(why) = self.mend_slot(&session).await {
+                    tracing::debug!(why, "the peer's slot could not be looked at");
                 }
             }
             if told.is_some_and(|at| at.elapsed() > TOLD) {
