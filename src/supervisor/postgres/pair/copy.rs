@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -36,9 +37,32 @@ const SAID_BYTES_MAX: usize = 16 << 10;
 pub(super) enum CopyError {
     /// It may work later: the leader wasn't there.
     Later(String),
-    /// It won't.
+    /// It won't. The data directory is as whole as it was.
     Never(String),
+    /// It won't, and the data directory isn't whole any more.
+    Spoilt(String),
 }
+
+/// Why a tool didn't come to its end.
+#[derive(Debug)]
+enum ToolError {
+    /// It never began: the machine had no process or no memory for it.
+    NotRun(String),
+    /// What it said last.
+    Failed(String),
+}
+
+impl ToolError {
+    fn text(self) -> String {
+        match self {
+            Self::NotRun(why) => format!("it could not be run: {why}"),
+            Self::Failed(said) => said,
+        }
+    }
+}
+
+/// What pg_rewind says before it changes anything, but for a crash recovery as any start would make one.
+const REWIND_WRITES: &str = "need to copy";
 
 fn mark(root: &Path, why: &str) -> io::Result<()> {
     HALF_DONE
@@ -82,16 +106,29 @@ impl Pursuit<'_> {
             .arg(postgres.data_dir.seen_by_postgres(&postgres.data_dir.pgdata()))
             .arg("--source-server")
             .arg(self.shared.network.tool_conninfo(&postgres.data_dir, Some(DATABASE)))
+            .arg("--progress")
             .args(unsynced());
-        match run(&mut rewind, REWIND_DEADLINE, |_| ()).await {
-            Ok(()) => self.on_disk(|shared| sync(filesystem).and_then(|()| HALF_DONE.clear(shared.root()))).await,
-            // It connects before it changes anything.
-            Err(said) if said.contains("connection to server") && said.contains("failed") => {
-                self.on_disk(|shared| HALF_DONE.clear(shared.root())).await?;
-                Err(CopyError::Later(said))
+        let wrote = AtomicBool::new(false);
+        let progress = |line: &str| {
+            let percent = percent(line);
+            wrote.fetch_or(percent.is_some() || line.contains(REWIND_WRITES), Ordering::Relaxed);
+            if let Some(percent) = percent {
+                self.doing(format!("rewinding to where the leader's history and this node's part: {percent} %"));
             }
-            Err(said) => Err(CopyError::Never(said)),
+        };
+        let error = match run(rewind, REWIND_DEADLINE, progress).await {
+            Ok(()) => return self.on_disk(|shared| sync(filesystem).and_then(|()| HALF_DONE.clear(shared.root()))).await,
+            Err(error) => error,
+        };
+        if wrote.into_inner() {
+            return Err(CopyError::Spoilt(error.text()));
         }
+        self.on_disk(|shared| HALF_DONE.clear(shared.root())).await?;
+        Err(match error {
+            ToolError::Failed(said) if said.contains("connection to server") && said.contains("failed") => CopyError::Later(said),
+            ToolError::Failed(said) => CopyError::Never(said),
+            error @ ToolError::NotRun(_) => CopyError::Later(error.text()),
+        })
     }
 
     /// Makes the data directory anew from the leader's. The old one goes when the new one is complete.
@@ -118,11 +155,11 @@ impl Pursuit<'_> {
             .arg(&self.shared.network.own_name)
             .args(unsynced());
         let progress = |line: &str| {
-            if let Some(percent) = line.split_once('(').and_then(|(_, rest)| rest.split_once('%')) {
-                self.doing(format!("copying the leader's data: {} %", percent.0));
+            if let Some(percent) = percent(line) {
+                self.doing(format!("copying the leader's data: {percent} %"));
             }
         };
-        run(&mut backup, COPY_SILENCE_MAX, progress).await.map_err(CopyError::Later)?;
+        run(backup, COPY_SILENCE_MAX, progress).await.map_err(|error| CopyError::Later(error.text()))?;
         self.doing("writing the copy to the disk");
         self.on_disk(move |shared| {
             sync(filesystem)?;
@@ -139,6 +176,11 @@ impl Pursuit<'_> {
     ) -> Result<T, CopyError> {
         self.shared.on_disk(work).await.map_err(|error| CopyError::Later(error.to_string()))
     }
+}
+
+/// How far a tool has got, if the line tells.
+fn percent(line: &str) -> Option<&str> {
+    line.split_once('(').and_then(|(_, rest)| rest.split_once('%')).map(|(percent, _)| percent.trim())
 }
 
 /// Has the tools leave the syncing to [`sync`], which needs one journal commit instead of a thousand.
@@ -181,10 +223,12 @@ fn tool(postgres: &Postgres, name: &str) -> Command {
 
 /// Runs a tool of PostgreSQL's to its end; what it said if it failed, or if it says nothing for `silence_max`. `line` gets what it says
 /// as it comes.
-async fn run(tool: &mut Command, silence_max: Duration, line: impl Fn(&str)) -> Result<(), String> {
-    let mut child: Child = tool.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+async fn run(mut tool: Command, silence_max: Duration, line: impl Fn(&str)) -> Result<(), ToolError> {
+    let spawned = tool.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child: Child = spawned.map_err(|error| ToolError::NotRun(error.to_string()))?;
     let group = ProcessGroup::of(&child);
-    let Some(mut stderr) = child.stderr.take() else { return Err("its output can't be read".to_owned()) };
+    let failed = |error: io::Error| ToolError::Failed(error.to_string());
+    let Some(mut stderr) = child.stderr.take() else { return Err(ToolError::Failed("its output can't be read".to_owned())) };
     let (mut said, mut buffer) = (String::new(), [0; 4096]);
     loop {
         match timeout(silence_max, stderr.read(&mut buffer)).await {
@@ -197,18 +241,18 @@ async fn run(tool: &mut Command, silence_max: Duration, line: impl Fn(&str)) -> 
                 let cut = (surplus..said.len()).find(|at| said.is_char_boundary(*at)).unwrap_or(0);
                 said.drain(..cut);
             }
-            Ok(Err(error)) => return Err(error.to_string()),
+            Ok(Err(error)) => return Err(failed(error)),
             // Killed with its group.
-            Err(_) => return Err(format!("no progress for {silence_max:?}")),
+            Err(_) => return Err(ToolError::Failed(format!("no progress for {silence_max:?}"))),
         }
     }
-    let status = child.wait().await.map_err(|error| error.to_string())?;
+    let status = child.wait().await.map_err(failed)?;
     group.ended();
     if status.success() {
         return Ok(());
     }
     let last: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
-    Err(format!("{status}: {}", last[last.len().saturating_sub(3)..].join("; ")))
+    Err(ToolError::Failed(format!("{status}: {}", last[last.len().saturating_sub(3)..].join("; "))))
 }
 
 #[cfg(test)]
@@ -236,7 +280,7 @@ mod tests {
     async fn a_tool_s_last_words_are_told() {
         let mut tool = Command::new("sh");
         tool.args(["-c", "echo one >&2; echo two >&2; exit 3"]);
-        let said = run(&mut tool, Duration::from_secs(20), |_| ()).await.unwrap_err();
+        let said = run(tool, Duration::from_secs(20), |_| ()).await.unwrap_err().text();
         assert!(said.contains('3') && said.ends_with("one; two"), "{said}");
     }
 }

@@ -154,7 +154,7 @@ impl Control {
         matches!(self.state.as_str(), "in production" | "shut down" | "shutting down" | "in crash recovery" | "starting up")
     }
 
-    /// Reads it with pg_controldata.
+    /// Reads it with pg_controldata. [`StartError::Damaged`] if that has read it and found no sense in it; anything else may pass.
     pub(super) async fn read(postgres: &Postgres) -> Result<Self, StartError> {
         let program = postgres.binaries.program("pg_controldata");
         let output = super::super::initdb::command(&program, &postgres.account)
@@ -166,6 +166,9 @@ impl Control {
             .await
             .map_err(|_| failed("no answer within 10 s".to_owned()))?
             .map_err(|e| failed(e.to_string()))?;
+        if output.status.code().is_none() {
+            return Err(failed(output.status.to_string()));
+        }
         let text = String::from_utf8_lossy(&output.stdout);
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
         let parsed = || {
@@ -175,7 +178,12 @@ impl Control {
                 state: field("Database cluster state:")?,
             })
         };
-        parsed().ok_or_else(|| failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        // It says so when the checksum is wrong, and goes on with what it finds.
+        let damaged = text.contains("CRC mismatch") || String::from_utf8_lossy(&output.stderr).contains("CRC mismatch");
+        parsed().filter(|_| !damaged).ok_or_else(|| StartError::Damaged {
+            pgdata: postgres.data_dir.pgdata(),
+            detail: format!("pg_controldata: {}", String::from_utf8_lossy(&output.stderr).trim()),
+        })
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
-use super::super::Status;
 use super::super::config::DATABASE;
 use super::super::network::PEER_ROLE;
+use super::super::{StartError, Status};
 use super::copy::CopyError;
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
@@ -28,6 +28,8 @@ const COPY_AGAIN_MAX: Duration = Duration::from_secs(30);
 /// A standby that gets nothing from a leader that is there, for so long, won't get anything.
 const STARVED: Duration = Duration::from_secs(15);
 
+const UNUSABLE: &str = "this node's data can't be used to follow the leader";
+
 /// What the leader's PostgreSQL says of itself.
 struct Leader {
     in_recovery: bool,
@@ -42,8 +44,10 @@ struct Leader {
 enum Obstacle {
     /// Try again in a moment.
     Later(String),
-    /// The directory can't be used as it is.
+    /// The directory can't be used as it is, though it is whole: a leader that has something better is asked for first.
     Rebuild(String),
+    /// It isn't whole: there is nothing to be given up.
+    Broken(String),
 }
 
 impl Pursuit<'_> {
@@ -59,14 +63,29 @@ impl Pursuit<'_> {
             match self.follow(rebuild).await {
                 Ok(()) => self.trouble("PostgreSQL has ended while it followed the leader; starting it again".to_owned()),
                 Err(Obstacle::Later(why)) => self.trouble(why),
-                Err(Obstacle::Rebuild(why)) => {
-                    self.trouble(format!("this node's data can't be used to follow the leader: {why}"));
-                    self.done();
-                    self.report_rebuild_needed();
-                }
+                Err(Obstacle::Rebuild(why)) => match self.leads().await {
+                    Ok(()) => self.give_up_copy(&why),
+                    // It may be all that there is.
+                    Err(leader) => {
+                        self.trouble(format!("{UNUSABLE}: {why}. It isn't given up before there is another: {leader}"))
+                    }
+                },
+                Err(Obstacle::Broken(why)) => self.give_up_copy(&why),
             }
             tokio::time::sleep(self.pause()).await;
         }
+    }
+
+    fn give_up_copy(&self, why: &str) {
+        self.trouble(format!("{UNUSABLE}: {why}"));
+        self.done();
+        self.report_rebuild_needed();
+    }
+
+    /// Whether the leader's PostgreSQL is there, and leads; why not.
+    async fn leads(&self) -> Result<(), String> {
+        let leader = self.leader().await?;
+        if leader.in_recovery { Err("the peer's PostgreSQL doesn't lead yet".to_owned()) } else { Ok(()) }
     }
 
     /// Before the next try: a copy costs the leader as much as it costs here, so one that fails again and again is tried ever less often.
@@ -111,7 +130,7 @@ impl Pursuit<'_> {
     }
 
     async fn start_standby(&self, rebuild: bool) -> Result<Session, Obstacle> {
-        let later = |error: super::super::StartError| Obstacle::Later(error.to_string());
+        let later = |error: StartError| Obstacle::Later(error.to_string());
         // Of a run that this one knows nothing of.
         self.end().await;
         self.report(fsm::Postgres::Down);
@@ -119,9 +138,11 @@ impl Pursuit<'_> {
         let (whole, distrusted) = (self.shared.has_data(), self.shared.is_distrusted());
         if rebuild_now || !whole || distrusted {
             if !rebuild {
-                let why =
-                    if whole { "the disk failed under it" } else { "there is none, or a copy or a rewind of it was interrupted" };
-                return Err(Obstacle::Rebuild(why.to_owned()));
+                return Err(if whole {
+                    Obstacle::Rebuild("the disk failed under it".to_owned())
+                } else {
+                    Obstacle::Broken("there is none, or a copy or a rewind of it was interrupted".to_owned())
+                });
             }
             self.leader().await.map_err(Obstacle::Later)?;
             self.copied().await?;
@@ -134,14 +155,14 @@ impl Pursuit<'_> {
             .await
             .map_err(later)?;
         self.launch().await.map_err(|error| match error {
-            super::super::StartError::Damaged { .. } => Obstacle::Rebuild(error.to_string()),
+            StartError::Damaged { .. } => Obstacle::Rebuild(error.to_string()),
             other => Obstacle::Later(other.to_string()),
         })
     }
 
     async fn copied(&self) -> Result<(), Obstacle> {
         self.copy().await.map_err(|error| match error {
-            CopyError::Later(why) | CopyError::Never(why) => {
+            CopyError::Later(why) | CopyError::Never(why) | CopyError::Spoilt(why) => {
                 self.copies_failed.fetch_add(1, Ordering::AcqRel);
                 Obstacle::Later(format!("pg_basebackup: {why}"))
             }
@@ -154,7 +175,10 @@ impl Pursuit<'_> {
 
     /// Makes this node's history a part of the leader's. A directory that only ever followed since its last start is one already.
     async fn join_history(&self) -> Result<(), Obstacle> {
-        let control = Control::read(&self.shared.postgres).await.map_err(|error| Obstacle::Rebuild(error.to_string()))?;
+        let control = Control::read(&self.shared.postgres).await.map_err(|error| match error {
+            StartError::Damaged { .. } => Obstacle::Rebuild(error.to_string()),
+            other => Obstacle::Later(other.to_string()),
+        })?;
         if !control.was_primary() {
             return Ok(());
         }
@@ -181,6 +205,7 @@ impl Pursuit<'_> {
             }
             Err(CopyError::Later(why)) => Err(Obstacle::Later(format!("pg_rewind: {why}"))),
             Err(CopyError::Never(why)) => Err(Obstacle::Rebuild(format!("pg_rewind: {why}"))),
+            Err(CopyError::Spoilt(why)) => Err(Obstacle::Broken(format!("pg_rewind: {why}"))),
         }
     }
 
@@ -257,7 +282,7 @@ impl Pursuit<'_> {
                 fed = Instant::now();
             } else if fed.elapsed() > STARVED {
                 fed = Instant::now();
-                if self.leader().await.is_ok_and(|leader| !leader.in_recovery) {
+                if self.leads().await.is_ok() {
                     return Obstacle::Rebuild(
                         "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way"
                             .to_owned(),
