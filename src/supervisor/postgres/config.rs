@@ -54,6 +54,7 @@ pub fn promises(data_dir: &DataDir, socket_dir: &Path, options: &PostgresOptions
         set("logging_collector", "off", "log lines go through Duet's own log"),
         set("log_destination", "stderr", "the same"),
         set("log_line_prefix", super::log::LINE_PREFIX, "what Duet's log expects"),
+        set("log_startup_progress_interval", "1s", "a start that takes long is waited for while it gets on"),
         set("lc_messages", "C", "levels are recognised by their English names"),
     ]
 }

@@ -36,6 +36,7 @@ pub struct Recent {
 struct Said {
     lines: VecDeque<String>,
     disk: DiskFaults,
+    progress: Option<String>,
 }
 
 /// What a process told of its disk, however much it said afterwards.
@@ -73,6 +74,9 @@ impl Recent {
         let disk = DiskFaults::of(&line);
         said.disk.failed |= disk.failed;
         said.disk.full |= disk.full;
+        if let Some(progress) = progress(&line) {
+            said.progress = Some(progress);
+        }
         if said.lines.len() == RECENT_LINES_MAX {
             said.lines.pop_front();
         }
@@ -94,12 +98,24 @@ impl Recent {
         self.lock().disk
     }
 
+    /// How far a start that takes long has got, such as `redo in progress, at 0/3A000028`. Another text is progress.
+    pub fn progress(&self) -> Option<String> {
+        self.lock().progress.clone()
+    }
+
     /// The last line that names an error, else the last line.
     pub fn last_words(&self) -> Option<String> {
         let lines = self.lines();
         let serious = lines.iter().rev().find(|line| ["PANIC:", "FATAL:"].iter().any(|l| line.contains(l)));
         serious.or(lines.last()).cloned()
     }
+}
+
+/// What PostgreSQL says while it syncs and replays (`log_startup_progress_interval`), without the time that has passed.
+fn progress(line: &str) -> Option<String> {
+    let (what, rest) = line.strip_prefix("LOG:  ")?.split_once(", elapsed time: ")?;
+    let (_, at) = rest.split_once(", current ")?;
+    Some(format!("{what}, at {}", at.split_once(": ")?.1))
 }
 
 /// Forwards lines until the other end closes. A line longer than 4 KiB is cut.
@@ -256,6 +272,22 @@ mod tests {
         recent.clear();
         recent.push("PANIC:  could not fsync file \"pg_wal/xlogtemp.7\": No space left on device".to_owned());
         assert_eq!(recent.disk(), DiskFaults { failed: false, full: true }, "nothing was lost");
+    }
+
+    #[test]
+    fn a_start_that_takes_long_tells_how_far_it_has_got() {
+        let recent = Recent::default();
+        recent.push("LOG:  redo starts at 0/1502B98".to_owned());
+        assert_eq!(recent.progress(), None);
+        recent.push("LOG:  syncing data directory (pre-fsync), elapsed time: 10.00 s, current path: ./base/5/1259".to_owned());
+        assert_eq!(recent.progress().as_deref(), Some("syncing data directory (pre-fsync), at ./base/5/1259"));
+        recent.push("LOG:  redo in progress, elapsed time: 1.00 s, current LSN: 0/1A00028".to_owned());
+        let first = recent.progress();
+        assert_eq!(first.as_deref(), Some("redo in progress, at 0/1A00028"));
+        recent.push("LOG:  redo in progress, elapsed time: 2.00 s, current LSN: 0/1A00028".to_owned());
+        assert_eq!(recent.progress(), first, "time alone is no progress");
+        recent.clear();
+        assert_eq!(recent.progress(), None);
     }
 
     #[test]

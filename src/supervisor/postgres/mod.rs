@@ -50,6 +50,8 @@ pub use self::{
 use self::{data_dir::DataDir, log::Recent, process::Family};
 
 const POLL: Duration = Duration::from_millis(5);
+/// Between two looks at how far a start has got.
+const PROGRESS_LOOK: Duration = Duration::from_millis(500);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a PostgreSQL that was told to end at once, and then by force, is waited for.
 const IMMEDIATE_DEADLINE: Duration = Duration::from_secs(5);
@@ -67,7 +69,7 @@ pub struct PostgresOptions {
     pub shared_buffers_bytes: Option<u64>,
     /// False (for test suites only) trades the data for speed: a power cut destroys it.
     pub fsync: bool,
-    /// How long it may take until it accepts connections, crash recovery included.
+    /// How long it may take until it accepts connections, and until it gets on while it recovers from a crash.
     pub start_deadline: Duration,
     /// For a node of a pair: how its peer reaches it. None: it listens on its socket only.
     pub network: Option<Network>,
@@ -326,9 +328,28 @@ impl Postgres {
         Ok(())
     }
 
+    /// How far a start that takes long has got, for people; another text is progress.
+    fn start_progress(&self) -> Option<String> {
+        // A standby that replays says nothing of it but in the title of the process.
+        self.recent
+            .progress()
+            .into_iter()
+            .chain(Family::of(&self.data_dir, &self.account).replays())
+            .reduce(|said, title| format!("{said}; {title}"))
+    }
+
     async fn wait_ready(&self, pid: u32, mut exit: watch::Receiver<Option<Exit>>, began: Instant) -> Result<(), StartError> {
         let pgdata = self.data_dir.pgdata();
-        while began.elapsed() < self.options.start_deadline {
+        // A recovery that was ended would begin again where it began before: it is waited for as long as it gets on.
+        let (mut got_on, mut progress, mut looked) = (began, None, began);
+        while got_on.elapsed() < self.options.start_deadline {
+            if looked.elapsed() > PROGRESS_LOOK {
+                looked = Instant::now();
+                let now = self.start_progress();
+                if now.is_some() && now != progress {
+                    (got_on, progress) = (looked, now);
+                }
+            }
             if exit.borrow_and_update().is_some() {
                 let lines = self.recent.lines();
                 return Err(log::explain("starting PostgreSQL", &lines, &pgdata, &self.socket_dir, &self.account.name));

@@ -74,18 +74,26 @@ impl Family {
     /// The living processes: (process id, is it the postmaster). Recognised by user and command line, which are
     /// readable also where /proc hides more (containers).
     fn members(&self) -> Vec<(Pid, bool)> {
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let mut found = Vec::new();
-        for entry in entries.take(PROCESSES_MAX).flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            if entry.metadata().is_ok_and(|m| m.uid() == self.uid)
-                && let Ok(command_line) = fs::read(entry.path().join("cmdline"))
-                && let Some(is_postmaster) = self.recognise(&command_line)
-            {
-                found.push((Pid::from_raw(pid), is_postmaster));
-            }
-        }
-        found
+        self.command_lines().filter_map(|(pid, line)| Some((pid, self.recognise(&line)?))).collect()
+    }
+
+    /// The processes of the user, with their command lines.
+    fn command_lines(&self) -> impl Iterator<Item = (Pid, Vec<u8>)> {
+        fs::read_dir("/proc").into_iter().flatten().take(PROCESSES_MAX).flatten().filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse::<i32>().ok()?;
+            entry.metadata().is_ok_and(|m| m.uid() == self.uid).then_some(())?;
+            Some((Pid::from_raw(pid), fs::read(entry.path().join("cmdline")).ok()?))
+        })
+    }
+
+    /// What is being replayed, by the title of the process that does it: such as `recovering 000000010000000000000003`.
+    pub fn replays(&self) -> Option<String> {
+        let title = format!("{}startup ", self.title);
+        self.command_lines().find_map(|(_, line)| {
+            let what = line.strip_prefix(title.as_bytes())?;
+            let text = String::from_utf8_lossy(what);
+            Some(text.trim_end_matches(['\0', ' ']).to_owned()).filter(|text| text.starts_with("recovering"))
+        })
     }
 
     fn recognise(&self, command_line: &[u8]) -> Option<bool> {

@@ -35,6 +35,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::{Network, Postgres, PostgresOptions, StartError, Stopped};
 use crate::supervisor::fsm::{self, Goal, NodeId};
@@ -49,6 +50,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const SOON: Duration = Duration::from_millis(3);
 /// How long a PostgreSQL that is stopped at once is given before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_millis(300);
+/// Between two looks at how far a start has got.
+const PROGRESS: Duration = Duration::from_secs(1);
 /// After a failure, before the next try.
 const PAUSE: Duration = Duration::from_millis(150);
 
@@ -332,10 +335,12 @@ impl<'a> Pursuit<'a> {
 
     /// Starts PostgreSQL in the role that its directory was given; goes on to its end whatever becomes of the goal. A session, with which
     /// was looked whether commits wait for the peer from the beginning.
-    async fn launch(&self) -> Result<probe::Session, StartError> {
+    /// What it is for is told with how far it has got.
+    async fn launch(&self, what: &str) -> Result<probe::Session, StartError> {
+        self.doing(what);
         self.shared.armed.store(false, Ordering::Release);
         let shared = Arc::clone(self.shared);
-        let launched = tokio::spawn(async move {
+        let mut launching = tokio::spawn(async move {
             let launched = shared.postgres.restart(Duration::ZERO).await;
             match &launched {
                 // Before it had anything to say, too: its configuration could not be written.
@@ -345,7 +350,17 @@ impl<'a> Pursuit<'a> {
             }
             launched
         });
-        let launched = launched.await.unwrap_or_else(|error| {
+        let launched = loop {
+            match timeout(PROGRESS, &mut launching).await {
+                Ok(launched) => break launched,
+                Err(_) => {
+                    if let Some(progress) = self.shared.postgres.start_progress() {
+                        self.doing(format!("{what}: {progress}"));
+                    }
+                }
+            }
+        };
+        let launched = launched.unwrap_or_else(|error| {
             Err(StartError::Failed { what: "starting PostgreSQL".to_owned(), detail: error.to_string() })
         });
         match &launched {

@@ -85,11 +85,9 @@ impl Pursuit<'_> {
         self.end().await;
         let control = Control::read(&self.shared.postgres).await.map_err(|error| error.to_string())?;
         if control.was_primary() {
-            self.doing("starting PostgreSQL as the primary");
             return self.start_primary().await.map_err(|error| error.to_string());
         }
         // A copy that followed somebody gets a timeline of its own, always: that one may have written more than it has sent.
-        self.doing("starting PostgreSQL, to promote it");
         let session = self.start_follower().await.map_err(|error| error.to_string())?;
         self.promote(session, sync).await
     }
@@ -97,7 +95,7 @@ impl Pursuit<'_> {
     async fn start_follower(&self) -> Result<Session, StartError> {
         self.check_whole()?;
         self.shared.on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_standby())).await?;
-        self.launch().await
+        self.launch("starting PostgreSQL, to promote it").await
     }
 
     fn check_whole(&self) -> Result<(), StartError> {
@@ -114,7 +112,7 @@ impl Pursuit<'_> {
         self.check_whole()?;
         // Whatever the goal is: nobody may see what isn't safe, and no commit may slip through.
         self.shared.on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_primary())).await?;
-        self.launch().await
+        self.launch("starting PostgreSQL as the primary").await
     }
 
     async fn promote(&self, session: Session, sync: bool) -> Result<Session, String> {

@@ -149,12 +149,11 @@ impl Pursuit<'_> {
         } else {
             self.join_history().await?;
         }
-        self.doing("starting PostgreSQL as the standby");
         self.shared
             .on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_standby()))
             .await
             .map_err(later)?;
-        self.launch().await.map_err(|error| match error {
+        self.launch("starting PostgreSQL as the standby").await.map_err(|error| match error {
             StartError::Damaged { .. } => Obstacle::Rebuild(error.to_string()),
             other => Obstacle::Later(other.to_string()),
         })
