@@ -54,6 +54,8 @@ const STOP_PATIENCE: Duration = Duration::from_millis(300);
 const PROGRESS: Duration = Duration::from_secs(1);
 /// After a failure, before the next try.
 const PAUSE: Duration = Duration::from_millis(150);
+/// Between two starts at most, when one fails after the other.
+const START_AGAIN_MAX: Duration = Duration::from_secs(2);
 
 /// What [`PairPostgres::open`] needs to know.
 #[derive(Clone, Debug)]

@@ -15,7 +15,7 @@ use super::super::{StartError, Status};
 use super::disk::Stall;
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
-use super::{LOOK, Pursuit, Report, SOON, Shared};
+use super::{LOOK, Pursuit, Report, SOON, START_AGAIN_MAX, Shared};
 use crate::supervisor::fsm::{self, Sync};
 
 /// How long the postmaster may take to take over a changed configuration.
@@ -27,6 +27,8 @@ const CONFIRM_MAX: Duration = Duration::from_millis(300);
 const CAUGHT_UP: u64 = 1 << 20;
 /// After its end has been reported, the state machine is given so long to prefer the peer before PostgreSQL is started again.
 const RESTART_DELAY: Duration = Duration::from_millis(100);
+/// Who has led for so long has started well.
+const STEADY: Duration = Duration::from_secs(10);
 /// How long people are told of names that somebody else had set, after they are set right.
 const TOLD: Duration = Duration::from_secs(60);
 /// Between two looks at the slot of a peer that doesn't stream.
@@ -35,7 +37,9 @@ const SLOT_LOOK: Duration = Duration::from_secs(1);
 impl Pursuit<'_> {
     /// Leads, and waits for the peer with each commit if `sync`.
     pub(super) async fn primary(&self, sync: bool) {
+        let mut restarts = Restarts::default();
         loop {
+            let began = Instant::now();
             match self.lead(sync).await {
                 Ok(()) => {}
                 Err(why) => {
@@ -47,7 +51,7 @@ impl Pursuit<'_> {
             }
             self.done();
             self.report(fsm::Postgres::Down);
-            tokio::time::sleep(RESTART_DELAY).await;
+            tokio::time::sleep(restarts.delay(began.elapsed())).await;
         }
     }
 
@@ -347,6 +351,22 @@ impl Pursuit<'_> {
     }
 }
 
+/// How soon PostgreSQL is started again: at once after it has led for a while, and ever less soon while it doesn't get that far.
+#[derive(Default)]
+struct Restarts(u32);
+
+impl Restarts {
+    /// Before the next start, after one that went well for so long.
+    fn delay(&mut self, led: Duration) -> Duration {
+        if led > STEADY {
+            self.0 = 0;
+        }
+        let delay = RESTART_DELAY.saturating_mul(2_u32.saturating_pow(self.0)).min(START_AGAIN_MAX);
+        self.0 = self.0.saturating_add(1);
+        delay
+    }
+}
+
 /// Whether the peer keeps confirming: it has flushed a position that was taken after commits began to wait, and goes on doing so.
 #[derive(Default)]
 struct Confirming {
@@ -379,6 +399,15 @@ mod tests {
 
     fn seen(edge: u64, peer_flushed: Option<u64>) -> Seen {
         Seen { edge, flushed: edge, peer_flushed, ..Seen::default() }
+    }
+
+    #[test]
+    fn a_primary_that_ends_again_and_again_is_started_ever_less_soon() {
+        let (mut restarts, short) = (Restarts::default(), Duration::from_millis(30));
+        assert_eq!([0; 3].map(|_| restarts.delay(short).as_millis()), [100, 200, 400]);
+        assert_eq!(restarts.delay(STEADY * 2), RESTART_DELAY, "it had led for a while");
+        let last = (0..100).map(|_| restarts.delay(short)).last();
+        assert_eq!(last, Some(START_AGAIN_MAX));
     }
 
     #[test]

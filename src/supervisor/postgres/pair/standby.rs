@@ -13,7 +13,7 @@ use super::super::{StartError, Status};
 use super::copy::CopyError;
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
-use super::{LOOK, PAUSE, Pursuit};
+use super::{LOOK, PAUSE, Pursuit, START_AGAIN_MAX};
 use crate::storage::pg::{PgOptions, text};
 use crate::supervisor::fsm;
 
@@ -21,8 +21,6 @@ use crate::supervisor::fsm;
 const LEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the look whether this is the leader's timeline may take.
 const VERIFY_DEADLINE: Duration = Duration::from_millis(500);
-/// Between two starts at most, when one fails after the other.
-const START_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Between two copies at most, when one fails after the other.
 const COPY_AGAIN_MAX: Duration = Duration::from_secs(30);
 /// A standby that gets nothing from a leader that is there, for so long, won't get anything.
