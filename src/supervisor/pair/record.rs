@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock;
 use crate::supervisor::fsm::{Intent, Mode, NodeId, Record, Register};
+use crate::supervisor::postgres::pair::give_up_ballast;
 use crate::supervisor::postgres::write_durably;
 
 const FILE: &str = "duet.pair";
@@ -156,7 +157,7 @@ impl RecordFile {
         Ok((file, record))
     }
 
-    /// Makes `record` durable. Blocks until it is.
+    /// Makes `record` durable. Blocks until it is. A disk without room for it gets the room of the reserve that lies beside it.
     ///
     /// # Errors
     /// The disk's; the old record is still there then, or the new one, and nothing may be built on either.
@@ -173,7 +174,14 @@ impl RecordFile {
         };
         let line = serde_json::to_string(&stored).expect("numbers and words can be written");
         let text = format!("{line}\n{:08x}\n", crc32c::crc32c(line.as_bytes()));
-        write_durably(&self.dir.join(SCRATCH), &self.path(), &text, 0o600, None).map_err(|cause| self.io("write", cause))
+        let write = || write_durably(&self.dir.join(SCRATCH), &self.path(), &text, 0o600, None);
+        let full = |cause: &io::Error| matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        match write() {
+            // The process ends without it, and so would the next one.
+            Err(cause) if full(&cause) && give_up_ballast(&self.dir) => write(),
+            written => written,
+        }
+        .map_err(|cause| self.io("write", cause))
     }
 
     fn load(&self) -> Result<Option<Record>, RecordError> {

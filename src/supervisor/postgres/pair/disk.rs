@@ -91,12 +91,7 @@ impl Shared {
 
     /// Gives the ballast's room to PostgreSQL. The reserve is laid in again once somebody has made room.
     pub(super) fn give_up_ballast(&self) {
-        if fs::remove_file(ballast(self.root())).is_ok() {
-            tracing::warn!(
-                mib = BALLAST_BYTES / MIB,
-                "the disk is full: the reserve kept for this is given up, so that PostgreSQL can start; make room now"
-            );
-        }
+        give_up_ballast(self.root());
     }
 
     /// Whether the data may have been changed by a disk that failed.
@@ -138,6 +133,18 @@ impl Shared {
             }
         }
     }
+}
+
+/// Gives up the reserve that lies in the data directory `root`, for whoever found the disk full; whether there was one.
+pub fn give_up_ballast(root: &Path) -> bool {
+    let there = fs::remove_file(ballast(root)).is_ok();
+    if there {
+        tracing::warn!(
+            mib = BALLAST_BYTES / MIB,
+            "the disk is full: the reserve kept for this is given up, so that this node can go on; make room now"
+        );
+    }
+    there
 }
 
 fn ballast(root: &Path) -> PathBuf {

@@ -42,6 +42,7 @@ use crate::supervisor::fsm::{self, Goal, NodeId};
 use mark::HALF_DONE;
 
 pub use super::network::PairTls;
+pub use disk::give_up_ballast;
 pub use inspect::{Inspection, Slot};
 
 /// Between two looks at a running PostgreSQL.
