@@ -66,6 +66,7 @@ impl Network {
             set("hot_standby_feedback", "off", "a reader on the follower must not hold back the leader's vacuum"),
             set("recovery_target_timeline", "latest", "a follower goes where the leader goes"),
             set("recovery_min_apply_delay", "0", "a follower that is behind on purpose can't take over"),
+            set("restore_command", "", "WAL comes from the leader only: a slow command would hold up a promotion"),
             set("wal_level", "replica", "the standby"),
             set(
                 "max_wal_senders",
