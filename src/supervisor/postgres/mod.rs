@@ -269,6 +269,11 @@ impl Postgres {
         Family::of(&self.data_dir, &self.account).end().await.map(drop)
     }
 
+    /// Kills the tools that an earlier run left at work.
+    fn kill_tools(&self) {
+        Family::of(&self.data_dir, &self.account).kill_tools();
+    }
+
     /// Ends it and every process of it: at once, and what hasn't ended after `patience` by force, stopped processes too.
     async fn end_at_once(&self, patience: Duration) {
         let mut running = self.running.lock().await;

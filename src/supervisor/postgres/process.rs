@@ -56,6 +56,7 @@ pub struct Family {
     lock: PathBuf,
     title: String,
     name_argument: String,
+    label: String,
     uid: u32,
 }
 
@@ -67,6 +68,7 @@ impl Family {
             lock: data_dir.postgres_lock(),
             title: format!("postgres: {}: ", data_dir.cluster_name()),
             name_argument: format!("cluster_name={}", data_dir.cluster_name()),
+            label: Self::label(data_dir),
             uid: account.uid,
         }
     }
@@ -84,6 +86,24 @@ impl Family {
             entry.metadata().is_ok_and(|m| m.uid() == self.uid).then_some(())?;
             Some((Pid::from_raw(pid), fs::read(entry.path().join("cmdline")).ok()?))
         })
+    }
+
+    /// What the command line of a pg_basebackup has, by which [`Family::kill_tools`] knows it.
+    pub fn label(data_dir: &DataDir) -> String {
+        format!("--label={}", data_dir.cluster_name())
+    }
+
+    /// Kills what is left of a copy under way. A tool ends with the Duet that started it, but pg_basebackup has a second process, which goes
+    /// on receiving WAL, and holds the slot, for ever.
+    pub fn kill_tools(&self) {
+        for (pid, line) in self.command_lines() {
+            let mut words = line.split(|byte| *byte == 0);
+            let is_tool = words.next().is_some_and(|program| program.ends_with(b"/pg_basebackup"));
+            if is_tool && words.any(|word| word == self.label.as_bytes()) {
+                tracing::info!(%pid, "killing the pg_basebackup of an earlier run");
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        }
     }
 
     /// What is being replayed, by the title of the process that does it: such as `recovering 000000010000000000000003`.

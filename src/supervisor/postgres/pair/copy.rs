@@ -8,16 +8,21 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::super::Postgres;
 use super::super::config::DATABASE;
 use super::super::data_dir::sync_dir;
 use super::super::initdb::{command, kernel_tells_syncfs_errors};
+use super::super::process::Family;
 use super::mark::HALF_DONE;
 use super::{Pursuit, Shared};
 use crate::supervisor::process_group::ProcessGroup;
@@ -78,6 +83,17 @@ fn remove_copies(root: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+impl Shared {
+    /// Removes what a crash kept [`replace`] from removing. While the data isn't whole, the old is left to people.
+    pub(super) fn remove_old(&self) -> io::Result<()> {
+        if HALF_DONE.is_set(self.root()) {
+            return Ok(());
+        }
+        remove_copies(self.root())?;
+        remove(&self.root().join(OLD))
+    }
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
@@ -151,6 +167,8 @@ impl Pursuit<'_> {
             .arg(postgres.data_dir.seen_by_postgres(&copy))
             .arg("--dbname")
             .arg(self.shared.network.tool_conninfo(&postgres.data_dir, None))
+            // By the label what a killed Duet left is recognised: see `Family::kill_tools`.
+            .arg(Family::label(&postgres.data_dir))
             .args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress", "--slot"])
             .arg(&self.shared.network.own_name)
             .args(unsynced());
@@ -221,11 +239,40 @@ fn tool(postgres: &Postgres, name: &str) -> Command {
     tool
 }
 
+/// Starts a tool that ends with this process. The kernel ties it to the thread that starts it, and the runtime's threads come and go: so
+/// that is one of its own, which ends after the tool.
+async fn spawn(mut tool: Command) -> io::Result<(Child, mpsc::Sender<()>)> {
+    let parent = nix::unistd::getpid();
+    // SAFETY: between fork and exec only these system calls are made, and nothing is allocated.
+    unsafe {
+        tool.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if nix::unistd::getppid() != parent {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            Ok(())
+        });
+    }
+    let ((done, until), (answer, answered)) = (mpsc::channel(), oneshot::channel());
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new().name("tool".to_owned()).spawn(move || {
+        let spawned = {
+            let _runtime = runtime.enter();
+            tool.spawn()
+        };
+        drop(runtime);
+        if answer.send(spawned).is_ok() {
+            let _: Result<(), _> = until.recv();
+        }
+    })?;
+    answered.await.map_err(io::Error::other)?.map(|child| (child, done))
+}
+
 /// Runs a tool of PostgreSQL's to its end; what it said if it failed, or if it says nothing for `silence_max`. `line` gets what it says
 /// as it comes.
 async fn run(mut tool: Command, silence_max: Duration, line: impl Fn(&str)) -> Result<(), ToolError> {
-    let spawned = tool.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut child: Child = spawned.map_err(|error| ToolError::NotRun(error.to_string()))?;
+    tool.stdout(Stdio::null()).stderr(Stdio::piped());
+    let (mut child, _thread) = spawn(tool).await.map_err(|error| ToolError::NotRun(error.to_string()))?;
     let group = ProcessGroup::of(&child);
     let failed = |error: io::Error| ToolError::Failed(error.to_string());
     let Some(mut stderr) = child.stderr.take() else { return Err(ToolError::Failed("its output can't be read".to_owned())) };

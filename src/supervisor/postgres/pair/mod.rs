@@ -246,6 +246,10 @@ async fn manage(shared: Arc<Shared>, mut goals: watch::Receiver<Numbered>) {
         Pursuit::new(&shared, *goals.borrow()).trouble(error.to_string());
         tokio::time::sleep(PAUSE).await;
     }
+    shared.postgres.kill_tools();
+    if let Err(error) = shared.on_disk(Shared::remove_old).await {
+        tracing::warn!(%error, "what a new copy has replaced could not be removed");
+    }
     loop {
         let numbered = *goals.borrow_and_update();
         let pursuit = Pursuit::new(&shared, numbered);
