@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{STOP, SmallDisk, fake_binaries, options, scratch};
-use duet::supervisor::postgres::{Postgres, PostgresOptions, RestartBudget, StartError, Status, Stopped};
+use duet::supervisor::postgres::{Binaries, Postgres, PostgresOptions, RestartBudget, StartError, Status, Stopped};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, geteuid},
@@ -374,6 +374,39 @@ async fn a_stop_without_time_is_immediate_and_loses_nothing_committed() {
     let kept: i32 = connect(&postgres).await.query_one("SELECT n FROM kept", &[]).await.unwrap().get(0);
     assert_eq!(kept, 7);
     postgres.stop(STOP).await;
+}
+
+/// The installed programs, but for a `postgres` that first recovers for a while, and says so as PostgreSQL does: `at` is how far it got at
+/// its `$i`th look.
+async fn slow_binaries(dir: &tempfile::TempDir, at: &str) -> PathBuf {
+    let real = Binaries::find(common::bin_dir().as_deref(), None, dir.path()).await.unwrap().bin_dir;
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(real.join("initdb"), bin.join("initdb")).unwrap();
+    let line = format!("echo \"[$$] LOG:  redo in progress, elapsed time: $i.00 s, current LSN: 0/{at}\" >&2");
+    let recover = format!("i=0; while [ $i -lt 18 ]; do i=$((i+1)); {line}; sleep 0.5; done");
+    common::script(
+        &bin.join("postgres"),
+        &format!("[ \"$1\" != -D ] || {{ {recover}; }}\nexec {}/postgres \"$@\"", real.display()),
+    );
+    bin
+}
+
+#[tokio::test]
+async fn a_start_may_take_longer_than_its_deadline_while_its_recovery_gets_on() {
+    let deadline = Duration::from_secs(5);
+    for (at, starts) in [("1000$i", true), ("1000", false)] {
+        let dir = scratch();
+        let bin_dir = Some(slow_binaries(&dir, at).await);
+        let slow = PostgresOptions { bin_dir, start_deadline: deadline, ..options(&dir) };
+        match Postgres::start(slow).await {
+            Ok(postgres) => {
+                assert!(starts, "it stood still");
+                postgres.stop(STOP).await;
+            }
+            Err(error) => assert!(!starts && matches!(error, StartError::Timeout { .. }), "{error}"),
+        }
+    }
 }
 
 #[tokio::test]

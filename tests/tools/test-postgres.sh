@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
-suites="--test storage_pg --test storage_pg_external --test supervisor_postgres"
+suites="--test storage_pg --test storage_pg_external --test supervisor_postgres --test pair_postgres"
 
 # Builds the program, too, as cargo does for its integration tests: `cargo build` would build all dependencies once more, without
 # the features that only tests use.
