@@ -377,6 +377,7 @@ fn pair_options(config: &Config, pair: &PairConfig) -> PairOptions {
             key_file: pair.tls.key_file.clone(),
             ca_file: pair.tls.trusted_ca_file.clone(),
         },
+        silence_max: Duration::from_millis(pair.timing.postgres_silence),
     }
 }
 

@@ -85,6 +85,7 @@ fn options(dir: &Path, ports: [u16; 2], node: usize) -> PairOptions {
         listen: ([127, 0, 0, 1], ports[node]).into(),
         peer: ("127.0.0.1".to_owned(), ports[1 - node]),
         tls: PairTls { cert_file: home.join("node.crt"), key_file: home.join("node.key"), ca_file: dir.join("ca.crt") },
+        silence_max: std::time::Duration::from_millis(duet::supervisor::fsm::Timing::FAST.postgres_silence),
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Timing {
     pub takeover_after: Millis,
     /// A follower that has just started gives the owner so long to come, too.
     pub boot_patience: Millis,
+    /// A PostgreSQL that gives no sign of life for so long is ended.
+    pub postgres_silence: Millis,
     /// A follower that received WAL so recently is warm: it takes over at once when it is asked to.
     pub warm: Millis,
     /// An owner whose PostgreSQL ended gives the peer so long to take over before it starts its own again.
@@ -43,6 +45,7 @@ impl Timing {
         stream_grace: 400,
         takeover_after: 800,
         boot_patience: 5000,
+        postgres_silence: 700,
         warm: 5000,
         handover: 1000,
         ask: 500,
@@ -60,6 +63,7 @@ impl Timing {
         stream_grace: 1200,
         takeover_after: 3000,
         boot_patience: 10_000,
+        postgres_silence: 2000,
         warm: 10_000,
         handover: 2000,
         ask: 1000,
@@ -77,6 +81,7 @@ impl Timing {
         stream_grace: 3000,
         takeover_after: 7000,
         boot_patience: 20_000,
+        postgres_silence: 4000,
         warm: 20_000,
         handover: 4000,
         ask: 2000,

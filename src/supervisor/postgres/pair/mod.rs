@@ -73,6 +73,8 @@ pub struct PairOptions {
     pub peer: (String, u16),
     /// Certificates.
     pub tls: PairTls,
+    /// A PostgreSQL that gives no sign of life for so long is ended.
+    pub silence_max: Duration,
 }
 
 /// What PostgreSQL is.
@@ -135,6 +137,7 @@ struct Numbered {
 struct Shared {
     postgres: Postgres,
     network: Network,
+    silence_max: Duration,
     reports: watch::Sender<Report>,
     /// Details of the moment, put into every report.
     details: Mutex<Details>,
@@ -177,6 +180,7 @@ impl PairPostgres {
         let shared = Arc::new(Shared {
             postgres,
             network,
+            silence_max: options.silence_max,
             reports: watch::Sender::new(Report::default()),
             details: Mutex::new(details),
             armed: AtomicBool::new(false),

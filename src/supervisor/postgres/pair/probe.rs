@@ -14,8 +14,6 @@ use super::super::Status;
 use super::super::network::PEER_ROLE;
 use super::Shared;
 
-/// How long either sign of life may be missing.
-const SILENCE_MAX: Duration = Duration::from_millis(700);
 const SILENT: &str = "PostgreSQL doesn't answer";
 /// Between two tries to get in anew.
 const KNOCK: Duration = Duration::from_millis(200);
@@ -50,6 +48,8 @@ pub(super) struct Seen {
 pub(super) struct Session {
     client: Client,
     look: Statement,
+    /// How long an answer may take.
+    silence_max: Duration,
 }
 
 impl Shared {
@@ -67,6 +67,7 @@ impl Shared {
 
     /// A session that can look.
     pub(super) async fn session(&self) -> Result<Session, String> {
+        let silence_max = self.silence_max;
         let open = async {
             let client = self.connect().await?;
             let sql = format!(
@@ -85,12 +86,12 @@ impl Shared {
                 self.network.peer_name
             );
             let look = client.prepare(&sql).await?;
-            Ok::<_, tokio_postgres::Error>(Session { client, look })
+            Ok::<_, tokio_postgres::Error>(Session { client, look, silence_max })
         };
-        match timeout(SILENCE_MAX, open).await {
+        match timeout(silence_max, open).await {
             Ok(Ok(session)) => Ok(session),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
-            Err(_) => Err(format!("no session within {SILENCE_MAX:?}")),
+            Err(_) => Err(format!("no session within {silence_max:?}")),
         }
     }
 }
@@ -98,7 +99,7 @@ impl Shared {
 impl Session {
     /// Looks once.
     pub(super) async fn look(&self) -> Result<Seen, String> {
-        match timeout(SILENCE_MAX, self.client.query_one(&self.look, &[])).await {
+        match timeout(self.silence_max, self.client.query_one(&self.look, &[])).await {
             Ok(Ok(row)) => seen(&row).map_err(|error| crate::storage::pg::text(&error)),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
             Err(_) => Err(SILENT.to_owned()),
@@ -107,7 +108,7 @@ impl Session {
 
     /// The answer to a question of one boolean.
     pub(super) async fn asks(&self, sql: &str) -> Result<bool, String> {
-        match timeout(SILENCE_MAX, self.client.query_one(sql, &[])).await {
+        match timeout(self.silence_max, self.client.query_one(sql, &[])).await {
             Ok(Ok(row)) => row.try_get(0).map_err(|error| crate::storage::pg::text(&error)),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
             Err(_) => Err(SILENT.to_owned()),
@@ -154,8 +155,8 @@ pub(super) async fn locked_out(shared: Arc<Shared>) {
             // A refusal in PostgreSQL's own words is a sign of life, too. Anything else is its end, which others notice.
             connected.is_ok() || connected.is_err_and(|error| error.as_db_error().is_some())
         };
-        let answered = timeout(SILENCE_MAX, knock).await.is_ok();
-        let forgiven = knocked_at.elapsed() > SILENCE_MAX + LATE;
+        let answered = timeout(shared.silence_max, knock).await.is_ok();
+        let forgiven = knocked_at.elapsed() > shared.silence_max + LATE;
         if !answered && !forgiven {
             return;
         }
