@@ -29,22 +29,22 @@ mod publish;
 mod reads;
 mod recovery;
 pub mod replication;
+mod request;
 mod seen;
 mod slow;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::lease::Lessor;
-use crate::mvcc::{Loaded, ReadView, Store};
+use crate::mvcc::{ReadView, Store};
 use crate::proto::etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse};
 use crate::sequencer::{Command, Reply};
 use crate::storage::{AlarmRow, Log};
@@ -56,6 +56,7 @@ use disk_usage::DiskUsage;
 use history::StoreHistory;
 use proposal::Proposal;
 use replication::{Followers, Unswept};
+use request::{Asked, QueuedBytes, Request};
 
 pub use auto_compaction::AutoCompaction;
 pub use clock::LessorClock;
@@ -103,116 +104,6 @@ pub struct EngineStatus {
     pub resident_bytes: usize,
     /// Requests that wait for the writer.
     pub queued: usize,
-}
-
-/// One request on its way to the writer task.
-struct Request {
-    command: Command,
-    queued: Option<QueuedBytes>,
-    reply: Undecided,
-    loaded: Loaded,
-    loads: usize,
-    asked: Asked,
-    /// That of the engine's own requests; a client's is where its answer is waited for.
-    proposal: Option<Proposal>,
-}
-
-/// What is remembered of a request for the case that it turns out slow.
-#[derive(Clone)]
-struct Asked {
-    kind: &'static str,
-    /// The first key that it names.
-    key: Bytes,
-    at: Instant,
-}
-
-impl Asked {
-    fn of(command: &Command) -> Self {
-        Self { kind: command.kind(), key: command.first_key(), at: Instant::now() }
-    }
-}
-
-impl Request {
-    fn new(
-        command: Command,
-        asked: Asked,
-        queued: Option<QueuedBytes>,
-        reply: Option<oneshot::Sender<Result<Reply, Error>>>,
-    ) -> Self {
-        let reply = Undecided { reply, claim: Claim::default() };
-        Self { command, queued, reply, loaded: Loaded::new(), loads: 0, asked, proposal: None }
-    }
-
-    /// One of the engine's own, which nobody waits for.
-    fn internal(command: Command, metrics: &Metrics) -> Self {
-        let proposal = Proposal::begin(metrics, &command);
-        let asked = Asked::of(&command);
-        Self { proposal: Some(proposal), ..Self::new(command, asked, None, None) }
-    }
-
-    fn refuse(self, error: Error) {
-        if let Some(reply) = self.reply.decide() {
-            // A client that went away is no error.
-            let _ = reply.send(Err(error));
-        }
-    }
-}
-
-/// Whose a request is: its client's, who may withdraw it, until the writer takes it in hand.
-#[derive(Clone, Default)]
-struct Claim(Arc<AtomicU8>);
-
-impl Claim {
-    const OPEN: u8 = 0;
-    const TAKEN: u8 = 1;
-    const WITHDRAWN: u8 = 2;
-
-    /// The writer's: nobody can withdraw it any more. `false` if somebody has.
-    fn take(&self) -> bool {
-        let taken = self.0.compare_exchange(Self::OPEN, Self::TAKEN, Ordering::AcqRel, Ordering::Acquire);
-        taken.is_ok() || taken == Err(Self::TAKEN)
-    }
-
-    /// Nobody's: it will certainly not be applied. `false` if the writer has it.
-    fn withdraw(&self) -> bool {
-        self.0.compare_exchange(Self::OPEN, Self::WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-}
-
-/// Where a request's answer goes, while nothing has been decided about it; `None` for the engine's own requests, which nobody waits for.
-/// A request that is dropped like this, with the session that had it in hand, has certainly not been applied.
-struct Undecided {
-    reply: Option<oneshot::Sender<Result<Reply, Error>>>,
-    claim: Claim,
-}
-
-impl Undecided {
-    /// The writer takes the request in hand. `false` if its client has gone away, or was told that it isn't applied.
-    fn take(&self) -> bool {
-        !self.reply.as_ref().is_some_and(oneshot::Sender::is_closed) && self.claim.take()
-    }
-
-    /// From here on whoever has the sender answers for the request.
-    fn decide(mut self) -> Option<oneshot::Sender<Result<Reply, Error>>> {
-        self.reply.take()
-    }
-}
-
-impl Drop for Undecided {
-    fn drop(&mut self) {
-        if let Some(reply) = self.reply.take() {
-            let _ = reply.send(Err(Error::NotApplied));
-        }
-    }
-}
-
-/// A request's share of the queue's bytes, given back when the request has been decided or dropped.
-struct QueuedBytes(Arc<AtomicUsize>, usize);
-
-impl Drop for QueuedBytes {
-    fn drop(&mut self) {
-        self.0.fetch_sub(self.1, Ordering::Relaxed);
-    }
 }
 
 /// A space quota as Status and metrics show it, in bytes: −1 when there is none, which is how etcd's users switch it off.
