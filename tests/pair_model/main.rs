@@ -148,12 +148,15 @@ fn assert_walks_hold(pair: Pair) -> Reached {
 /// Two of everything that machines and networks do.
 const WALK: Budget = Budget { writes: 2, crashes: 2, cuts: 2, lost_answers: 2, versions: 40, ticks: 100, ..NONE };
 
+/// More of that than can be explored in every order, and everything else.
 const STORM: Budget = Budget {
-    writes: 6,
-    torn: 1,
+    writes: 60,
+    crashes: 3,
+    cuts: 8,
+    torn: 2,
     replaced: 1,
     postgres_crashes: 1,
-    pauses: 1,
+    pauses: 2,
     switchovers: 1,
     rebuilds: 1,
     wishes: 1,
@@ -171,6 +174,21 @@ fn long_walks_lose_nothing() {
     assert_walks_hold(Pair { budget: STORM, clocks: APART, ..PAIR });
     assert_walks_hold(Pair { budget: Budget { switchovers: 2, ..STORM }, mode: Mode::Asym, ..PAIR });
     assert_walks_hold(Pair { budget: STORM, ..FENCED });
+}
+
+#[test]
+fn long_walks_notice_broken_rules() {
+    for mutation in [
+        Mutation::ReadsWithoutLease,
+        Mutation::AcknowledgesCancelled,
+        Mutation::PromotesUnconfirmed,
+        Mutation::LeadsOn,
+        Mutation::KeepsEpoch,
+    ] {
+        let begin = Pair { budget: STORM, mutation: Some(mutation), ..PAIR }.begin();
+        let found = (1..=400).find_map(|seed| walks::walk(&begin, seed, 250, &mut Reached::default()).err());
+        assert!(found.is_some_and(|found| !found.contains(UNDURABLE)), "{mutation:?} went unnoticed");
+    }
 }
 
 #[test]
