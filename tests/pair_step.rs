@@ -166,14 +166,18 @@ fn an_owner_that_has_been_away_does_not_lead_on_the_word_of_a_peer_without_a_mem
     let waiting = heard(&owner, newborn, NOW);
     assert_eq!(waiting.phase, Phase::Boot);
     // Nor does that peer believe it before it leads, or they would confirm each other.
-    let mut newborn = follower();
-    newborn.phase = Phase::Boot;
-    newborn.record = Record { process: 1, ..Record::default() };
-    newborn.answer = None;
+    let mut empty = follower();
+    empty.phase = Phase::Boot;
+    empty.record = Record { process: 1, ..Record::default() };
+    empty.answer = None;
     let says = Heartbeat { leading: false, ..heartbeat(NodeId::A, owner.record.seen) };
-    assert_eq!(heard(&newborn, says, NOW).record.seen, None);
-    let leads = heartbeat(NodeId::A, owner.record.seen);
-    assert_eq!(heard(&newborn, leads, NOW).record.seen, owner.record.seen);
+    assert_eq!(heard(&empty, says, NOW).record.seen, None);
+    assert_eq!(heard(&empty, heartbeat(NodeId::A, owner.record.seen), NOW).record.seen, owner.record.seen);
+    // An owner whose disk was replaced does believe the one that followed it.
+    let mut replaced = State { phase: Phase::Boot, ..empty };
+    replaced.setup.me = NodeId::A;
+    let follows = heartbeat(NodeId::B, owner.record.seen);
+    assert_eq!(heard(&replaced, follows, NOW).record.seen, owner.record.seen);
     // With the operator's word, or the witness's, it does.
     let (forced, _) = step(&waiting, Event::Operator(Wish::AcceptDataLoss), NOW + 1);
     assert_eq!((forced.phase, forced.mode()), (Phase::Leader, Some(Mode::Solo)));

@@ -222,9 +222,8 @@ pub async fn open(options: PairOptions) -> PairPostgres {
 /// Waits for a report.
 pub async fn until(postgres: &PairPostgres, what: &str, condition: impl FnMut(&Report) -> bool) -> Report {
     let mut reports = postgres.reports();
-    match tokio::time::timeout(PATIENCE, reports.wait_for(condition)).await {
-        Ok(found) => return found.unwrap().clone(),
-        Err(_) => {}
+    if let Ok(found) = tokio::time::timeout(PATIENCE, reports.wait_for(condition)).await {
+        return found.unwrap().clone();
     }
     panic!("not in time: {what}: {:?}", postgres.reports().borrow());
 }

@@ -749,7 +749,8 @@ impl Simulation {
                 self.tell("witness wiped".to_owned());
                 self.witness = Answer { instance: self.witness.instance + 1, value: None };
             }
-            10 if self.chance(300) => {
+            // Nor may the last copy go.
+            10 if self.chance(300) && !self.nodes[1 - node].has_new_disk() => {
                 self.tell("copy spoilt".to_owned());
                 if let Role::Standby { receiving } = &mut self.nodes[node].role {
                     *receiving = false;

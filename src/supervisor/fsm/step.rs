@@ -109,8 +109,9 @@ impl Step {
                 // It has given its right away, and uses no lease any more.
                 self.state.promised_until = self.state.promised_until.min(self.now);
             }
-            // A disk that was replaced may have known better than an owner which has been away: that one's own word isn't enough.
-            if self.state.record.seen.is_some() || heartbeat.leading {
+            // A disk that was replaced may have known better than an owner which has been away: it doesn't become that one's echo.
+            let is_sure = seen.owner != heartbeat.from || heartbeat.leading;
+            if self.state.record.seen.is_some() || is_sure {
                 self.adopt(seen, heartbeat.instance);
             }
         }
@@ -193,7 +194,8 @@ impl Step {
     fn rebuild_needed(&mut self) {
         // Not while it may become the owner at any moment.
         let follows = self.state.phase == Phase::Follower && self.state.pending.is_none();
-        if follows && self.state.record.complete && self.peer_leads() {
+        let led = self.peer_leads() && self.state.hears_peer(self.state.setup.timing.solo_after, self.now);
+        if follows && self.state.record.complete && led {
             self.note(Note::Rebuilds);
             self.persist(|record| {
                 record.complete = false;
