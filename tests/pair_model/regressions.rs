@@ -74,8 +74,9 @@ fn an_agreement_is_newer_than_a_takeover_however_often_that_was_asked_for() {
     let world = after(world, &[Tick; 6]);
     let takeovers: Vec<u64> = world.swaps.iter().filter(|swap| swap.from == 1).map(|swap| swap.new.version).collect();
     assert_eq!(takeovers, [2, 2], "asked for by both processes, for the version after the one that it replaces");
-    let world = after(world, &[Crash(1), Restart(1), Heal, CutWitness(0), CutWitness(1)]);
-    let world = after(world, &[Tick, Move(1), Move(1), Tick, Tick, Tick, Tick]);
+    // Neither knows of that any more, nor of what the owner has asked for meanwhile.
+    let world = after(world, &[Crash(0), Crash(1), Restart(0), Restart(1), Heal, CutWitness(0), CutWitness(1)]);
+    let world = after(world, &[Tick, Move(0), Move(1), Move(1), Tick, Move(1), Tick, Tick, Tick, Tick]);
     for node in &world.nodes {
         let seen = node.disk.seen.unwrap_or_else(|| panic!("{node:?}"));
         assert!(seen.mode == Mode::Asym && seen.version > 2, "{seen:?}");
