@@ -9,7 +9,6 @@ mod world;
 
 use duet::supervisor::fsm::{Mode, Third};
 use stateright::{Checker, Model, Property};
-use walks::Reached;
 use world::{APART, Budget, Clocks, EVEN, Happening, Mutation, UNDURABLE, World};
 
 struct Pair {
@@ -130,65 +129,6 @@ fn two_writes_two_crashes_and_two_partitions_lose_nothing() {
     let prefix = &[Write(0), Crash(0), Tick, Tick, Tick, Tick, SwapArrives(0, true), Move(1), Restart(0), Tick, Move(0), Move(0)];
     let budget = Budget { crashes: 3, ticks: 16, ..budget };
     assert_holds(Pair { budget, prefix, reaches: walks::is_pair_again, ..PAIR });
-}
-
-/// Walks from there on, in all the trouble that the budget has.
-fn assert_walks_hold(pair: Pair) -> Reached {
-    let (begin, walks, mut reached) = (pair.begin(), states_max() / 250, Reached::default());
-    for seed in 1..=walks as u64 {
-        if let Err(broken) = walks::walk(&begin, seed, 250, &mut reached) {
-            panic!("{:?} {:?} {:?}: {broken}", pair.mode, pair.third, pair.budget);
-        }
-    }
-    println!("{:?} {:?} {:?}: {walks} walks, {reached:?}", pair.mode, pair.third, pair.budget);
-    assert!(reached.took_over > 0 && reached.pair_again > 0, "{reached:?}");
-    reached
-}
-
-/// Two of everything that machines and networks do.
-const WALK: Budget = Budget { writes: 2, crashes: 2, cuts: 2, lost_answers: 2, versions: 40, ticks: 100, ..NONE };
-
-/// More of that than can be explored in every order, and everything else.
-const STORM: Budget = Budget {
-    writes: 60,
-    crashes: 3,
-    cuts: 8,
-    torn: 2,
-    replaced: 1,
-    postgres_crashes: 1,
-    pauses: 2,
-    switchovers: 1,
-    rebuilds: 1,
-    wishes: 1,
-    disks: 1,
-    late: 1,
-    ..WALK
-};
-
-#[test]
-fn long_walks_lose_nothing() {
-    let reached = assert_walks_hold(Pair { budget: WALK, ..PAIR });
-    assert!(reached.alone > 0 && reached.back > 0, "{reached:?}");
-    let reached = assert_walks_hold(Pair { budget: Budget { restores: 1, ..STORM }, ..PAIR });
-    assert!(reached.alone > 0 && reached.back > 0, "{reached:?}");
-    assert_walks_hold(Pair { budget: STORM, clocks: APART, ..PAIR });
-    assert_walks_hold(Pair { budget: Budget { switchovers: 2, ..STORM }, mode: Mode::Asym, ..PAIR });
-    assert_walks_hold(Pair { budget: STORM, ..FENCED });
-}
-
-#[test]
-fn long_walks_notice_broken_rules() {
-    for mutation in [
-        Mutation::ReadsWithoutLease,
-        Mutation::AcknowledgesCancelled,
-        Mutation::PromotesUnconfirmed,
-        Mutation::LeadsOn,
-        Mutation::KeepsEpoch,
-    ] {
-        let begin = Pair { budget: STORM, mutation: Some(mutation), ..PAIR }.begin();
-        let found = (1..=400).find_map(|seed| walks::walk(&begin, seed, 250, &mut Reached::default()).err());
-        assert!(found.is_some_and(|found| !found.contains(UNDURABLE)), "{mutation:?} went unnoticed");
-    }
 }
 
 #[test]

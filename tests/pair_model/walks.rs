@@ -4,7 +4,8 @@ use duet::supervisor::fsm::{Mode, NodeId, Phase};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::world::{Happening, World};
+use super::world::{APART, Budget, Happening, Mutation, UNDURABLE, World};
+use super::{FENCED, NONE, PAIR, Pair, states_max};
 
 /// How many walks came past what.
 #[derive(Debug, Default)]
@@ -94,4 +95,63 @@ fn choose(world: &World, rng: &mut StdRng) -> Option<Happening> {
     let among = if among.is_empty() { &usual } else { among };
     Some(if among.is_empty() { Tick } else { among[rng.random_range(0..among.len())] })
         .filter(|happening| all.contains(happening))
+}
+
+/// Walks from there on, in all the trouble that the budget has.
+fn assert_walks_hold(pair: Pair) -> Reached {
+    let (begin, walks, mut reached) = (pair.begin(), states_max() / 250, Reached::default());
+    for seed in 1..=walks as u64 {
+        if let Err(broken) = walk(&begin, seed, 250, &mut reached) {
+            panic!("{:?} {:?} {:?}: {broken}", pair.mode, pair.third, pair.budget);
+        }
+    }
+    println!("{:?} {:?} {:?}: {walks} walks, {reached:?}", pair.mode, pair.third, pair.budget);
+    assert!(reached.took_over > 0 && reached.pair_again > 0, "{reached:?}");
+    reached
+}
+
+/// Two of everything that machines and networks do.
+const WALK: Budget = Budget { writes: 2, crashes: 2, cuts: 2, lost_answers: 2, versions: 40, ticks: 100, ..NONE };
+
+/// More of that than can be explored in every order, and everything else.
+const STORM: Budget = Budget {
+    writes: 60,
+    crashes: 3,
+    cuts: 8,
+    torn: 2,
+    replaced: 1,
+    postgres_crashes: 1,
+    pauses: 2,
+    switchovers: 1,
+    rebuilds: 1,
+    wishes: 1,
+    disks: 1,
+    late: 1,
+    ..WALK
+};
+
+#[test]
+fn long_walks_lose_nothing() {
+    let reached = assert_walks_hold(Pair { budget: WALK, ..PAIR });
+    assert!(reached.alone > 0 && reached.back > 0, "{reached:?}");
+    let reached = assert_walks_hold(Pair { budget: Budget { restores: 1, ..STORM }, ..PAIR });
+    assert!(reached.alone > 0 && reached.back > 0, "{reached:?}");
+    assert_walks_hold(Pair { budget: STORM, clocks: APART, ..PAIR });
+    assert_walks_hold(Pair { budget: Budget { switchovers: 2, ..STORM }, mode: Mode::Asym, ..PAIR });
+    assert_walks_hold(Pair { budget: STORM, ..FENCED });
+}
+
+#[test]
+fn long_walks_notice_broken_rules() {
+    for mutation in [
+        Mutation::ReadsWithoutLease,
+        Mutation::AcknowledgesCancelled,
+        Mutation::PromotesUnconfirmed,
+        Mutation::LeadsOn,
+        Mutation::KeepsEpoch,
+    ] {
+        let begin = Pair { budget: STORM, mutation: Some(mutation), ..PAIR }.begin();
+        let found = (1..=400).find_map(|seed| walk(&begin, seed, 250, &mut Reached::default()).err());
+        assert!(found.is_some_and(|found| !found.contains(UNDURABLE)), "{mutation:?} went unnoticed");
+    }
 }
