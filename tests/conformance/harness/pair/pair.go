@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"duet.local/conformance/harness/machine"
 	"duet.local/conformance/harness/process"
-	"duet.local/conformance/harness/testserver"
 )
 
 const (
@@ -67,7 +67,7 @@ func Start(t testing.TB) *Pair {
 		t.Fatal(err)
 	}
 	p := &Pair{binary: binary, dir: dir}
-	port := testserver.FreePort
+	port := machine.FreePort
 	two := func() string { return fmt.Sprintf("%d,%d", port(), port()) }
 	p.client = [2]int{port(), port()}
 	p.duet(t, "init", "--cluster", "test", "--a", "127.0.0.1", "--b", "127.0.0.1", "--witness", "127.0.0.1",
@@ -250,7 +250,7 @@ func (p *Pair) duet(t testing.TB, arguments ...string) {
 
 func (p *Pair) command(arguments ...string) *exec.Cmd {
 	cmd := exec.Command(p.binary, arguments...)
-	cmd.Env = testserver.Environment()
+	cmd.Env = machine.Environment()
 	return cmd
 }
 
@@ -260,7 +260,7 @@ func (p *Pair) config(node int) string {
 
 func (p *Pair) postmaster(t testing.TB, node int) int {
 	t.Helper()
-	pid, err := testserver.PostgresBelow(filepath.Dir(p.config(node)))
+	pid, err := machine.PostgresBelow(filepath.Dir(p.config(node)))
 	if err != nil {
 		t.Fatal(err)
 	}

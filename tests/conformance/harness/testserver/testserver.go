@@ -16,17 +16,16 @@ package testserver
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"duet.local/conformance/harness/machine"
 	"duet.local/conformance/harness/process"
 )
 
@@ -164,7 +163,7 @@ func launch(options Options, fromTemplate bool) (launched *Server, failed error)
 			if options.CertFile != "" {
 				scheme = "https"
 			}
-			s.ClientURL = fmt.Sprintf("%s://127.0.0.1:%d", scheme, FreePort())
+			s.ClientURL = fmt.Sprintf("%s://127.0.0.1:%d", scheme, machine.FreePort())
 		}
 		err = s.Restart()
 		if err == nil {
@@ -180,7 +179,7 @@ func launch(options Options, fromTemplate bool) (launched *Server, failed error)
 // Restart starts the server's process on the store and the ports that it had. The process must be gone.
 func (s *Server) Restart() error {
 	cmd := exec.Command(s.binary, s.arguments()...)
-	cmd.Env = Environment()
+	cmd.Env = machine.Environment()
 	started, err := process.Start(cmd, s.log, readyLine)
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", s.binary, err)
@@ -197,13 +196,6 @@ func (s *Server) Restart() error {
 	}
 }
 
-// Environment is this process's, without what servers would take for their settings: what chooses the server is not meant for it.
-func Environment() []string {
-	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return strings.HasPrefix(variable, "ETCD_") || strings.HasPrefix(variable, "DUET_")
-	})
-}
-
 func (s *Server) arguments() []string {
 	var arguments []string
 	switch {
@@ -213,7 +205,7 @@ func (s *Server) arguments() []string {
 		arguments = []string{"etcd"}
 	}
 	if s.store == nil {
-		peer := fmt.Sprintf("http://127.0.0.1:%d", FreePort())
+		peer := fmt.Sprintf("http://127.0.0.1:%d", machine.FreePort())
 		arguments = append(arguments, "--name", "default", "--data-dir", s.Dir, "--listen-peer-urls", peer,
 			"--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
 	}
@@ -272,7 +264,7 @@ func (s *Server) Close() error {
 	}
 	if pid, postgresErr := s.PostgresPID(); postgresErr == nil {
 		_ = syscall.Kill(pid, syscall.SIGQUIT)
-		if !waitUntilGone(pid, stopTimeout) {
+		if !machine.WaitUntilGone(pid, stopTimeout) {
 			err = errors.Join(err, fmt.Errorf("the PostgreSQL with pid %d did not end", pid))
 		}
 	}
@@ -283,66 +275,4 @@ func (s *Server) Close() error {
 }
 
 // PostgresPID returns the pid of the running PostgreSQL whose data directory is below the server's.
-func (s *Server) PostgresPID() (int, error) { return PostgresBelow(s.Dir) }
-
-// PostgresBelow returns the pid of the running PostgreSQL whose data directory is below dir.
-func PostgresBelow(dir string) (int, error) {
-	var found []int
-	_ = filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		if entry.Name() == "postmaster.pid" {
-			if pid := livePostmaster(path); pid != 0 {
-				found = append(found, pid)
-			}
-		}
-		return nil
-	})
-	if len(found) != 1 {
-		return 0, fmt.Errorf("%d running PostgreSQL below %s, expected one", len(found), dir)
-	}
-	return found[0], nil
-}
-
-// livePostmaster reads a postmaster.pid and returns the pid if a process has it and works in that directory.
-func livePostmaster(path string) int {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	var pid int
-	if _, err := fmt.Sscanf(string(text), "%d", &pid); err != nil || pid <= 1 {
-		return 0
-	}
-	// A postmaster's working directory is its data directory; another process that got the pid since has another one.
-	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err != nil || cwd != filepath.Dir(path) {
-		return 0
-	}
-	return pid
-}
-
-func waitUntilGone(pid int, timeout time.Duration) bool {
-	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if syscall.Kill(pid, 0) != nil {
-			return true
-		}
-		// An orphan that nobody reaps has ended all the same.
-		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
-			if _, state, ok := strings.Cut(string(stat), ") "); ok && strings.HasPrefix(state, "Z") {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// FreePort returns a TCP port of 127.0.0.1 that nobody listens on.
-func FreePort() int {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(fmt.Sprintf("no free TCP port on 127.0.0.1: %v", err))
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
-}
+func (s *Server) PostgresPID() (int, error) { return machine.PostgresBelow(s.Dir) }

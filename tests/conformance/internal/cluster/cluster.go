@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"duet.local/conformance/harness/machine"
 	"duet.local/conformance/harness/process"
 	"duet.local/conformance/harness/testserver"
 	"duet.local/conformance/internal/tools"
@@ -52,7 +53,7 @@ func Start(t testing.TB, datastore *testserver.Server, flags ...string) *Cluster
 // StartOn is Start for a datastore with these endpoints, separated by commas.
 func StartOn(t testing.TB, endpoints string, flags ...string) *Cluster {
 	t.Helper()
-	c := &Cluster{directory: t.TempDir(), port: testserver.FreePort()}
+	c := &Cluster{directory: t.TempDir(), port: machine.FreePort()}
 	c.write(t, "tokens.csv", token+",admin,1,system:masters\n")
 	c.write(t, "sa.key", newRSAKey(t))
 	c.Config = &rest.Config{
