@@ -24,10 +24,11 @@ import (
 // writers create and update config maps until they are stopped, and know what was acknowledged.
 type writers struct {
 	client *kubernetes.Clientset
+	n      int
 	stop   context.CancelFunc
 	group  sync.WaitGroup
-	// acknowledged writes so far, of all writers.
-	acknowledged atomic.Int64
+	// begun and acknowledged writes so far, of all writers.
+	begun, acknowledged atomic.Int64
 
 	mu      sync.Mutex
 	created map[string]bool
@@ -37,21 +38,27 @@ type writers struct {
 }
 
 func startWriters(client *kubernetes.Clientset, n int) *writers {
+	w := &writers{client: client, n: n, created: map[string]bool{}, counted: map[string]int{}, doubtful: map[string]int{}}
+	w.start()
+	return w
+}
+
+// start has them write, at first or again after they have been stopped.
+func (w *writers) start() {
 	ctx, stop := context.WithCancel(context.Background())
-	w := &writers{client: client, stop: stop, created: map[string]bool{}, counted: map[string]int{}, doubtful: map[string]int{}}
-	for i := range n {
+	w.stop = stop
+	for i := range w.n {
 		w.group.Go(func() { w.write(ctx, i) })
 	}
-	return w
 }
 
 func (w *writers) write(ctx context.Context, writer int) {
 	configMaps := w.client.CoreV1().ConfigMaps("default")
 	counter := fmt.Sprintf("counter-%d", writer)
-	for i := 0; ctx.Err() == nil; i++ {
+	for ctx.Err() == nil {
 		// Each call ends, whatever the datastore does, and outlives the stop, so that its outcome is known.
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		name := fmt.Sprintf("w%d-%06d", writer, i)
+		name := fmt.Sprintf("w%d-%06d", writer, w.begun.Add(1))
 		if _, err := configMaps.Create(call, configMap(name, name), metav1.CreateOptions{}); err == nil {
 			w.acknowledge(func() { w.created[name] = true })
 		}

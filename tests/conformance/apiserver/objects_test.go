@@ -2,7 +2,8 @@
 // caches as controllers do, while the datastore is compacted, killed and started again beneath it.
 //
 // Sizes: DUET_TEST_CONFIGMAPS (2,000), DUET_TEST_NAMESPACES (20), DUET_TEST_SECRETS (500), DUET_TEST_CUSTOM (500),
-// DUET_TEST_LEASES (100), DUET_TEST_EVENTS (200), DUET_TEST_RESTARTS (3).
+// DUET_TEST_LEASES (100), DUET_TEST_EVENTS (200), DUET_TEST_RESTARTS (3). DUET_TEST_SLOWNESS (5) multiplies how
+// long an API server on a pair may be without readiness.
 package apiserver
 
 import (

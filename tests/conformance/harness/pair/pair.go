@@ -29,9 +29,12 @@ type Pair struct {
 	binary  string
 	dir     string
 	client  [2]int
+	flags   [2][]string
 	witness *process.Process
 	nodes   [2]*process.Process
 	logs    []*process.Log
+	// last are the nodes' logs, each since its last start.
+	last [2]*process.Log
 }
 
 // Status is what a node says of itself; see `duet status --json`.
@@ -53,6 +56,12 @@ type Status struct {
 // Start makes a pair and waits until both nodes have everything. It is stopped when the test ends.
 func Start(t testing.TB) *Pair {
 	t.Helper()
+	return StartWith(t, func(int, int) []string { return nil })
+}
+
+// StartWith is Start with further flags for each node, which may depend on its client port.
+func StartWith(t testing.TB, flags func(node, port int) []string) *Pair {
+	t.Helper()
 	binary := os.Getenv("DUET_BIN")
 	if binary == "" {
 		t.Skip("only Duet runs as a pair: set DUET_BIN")
@@ -70,6 +79,9 @@ func Start(t testing.TB) *Pair {
 	port := machine.FreePort
 	two := func() string { return fmt.Sprintf("%d,%d", port(), port()) }
 	p.client = [2]int{port(), port()}
+	for node, port := range p.client {
+		p.flags[node] = flags(node, port)
+	}
 	p.duet(t, "init", "--cluster", "test", "--a", "127.0.0.1", "--b", "127.0.0.1", "--witness", "127.0.0.1",
 		"--client-port", fmt.Sprintf("%d,%d", p.client[0], p.client[1]), "--peer-port", two(), "--pg-port", two(),
 		"--witness-port", strconv.Itoa(port()), "--client-tls=false", "--in-place", "--out", filepath.Join(dir, "pair"))
@@ -83,14 +95,17 @@ func Start(t testing.TB) *Pair {
 }
 
 // Endpoints are both nodes' client URLs, as etcd's clients take them.
-func (p *Pair) Endpoints() string {
-	return fmt.Sprintf("http://127.0.0.1:%d,http://127.0.0.1:%d", p.client[0], p.client[1])
-}
+func (p *Pair) Endpoints() string { return p.Endpoint(0) + "," + p.Endpoint(1) }
+
+// Endpoint is a node's client URL, unless a flag has given it another one.
+func (p *Pair) Endpoint(node int) string { return fmt.Sprintf("http://127.0.0.1:%d", p.client[node]) }
 
 // StartNode starts a node's Duet, which starts its PostgreSQL.
 func (p *Pair) StartNode(t testing.TB, node int) {
 	t.Helper()
-	p.nodes[node] = p.run(t, letter(node), "node", "--config-file", p.config(node), "--pg-shared-buffers=64MiB")
+	arguments := []string{"node", "--config-file", p.config(node), "--pg-shared-buffers=64MiB"}
+	p.nodes[node] = p.run(t, letter(node), append(arguments, p.flags[node]...)...)
+	p.last[node] = p.logs[len(p.logs)-1]
 }
 
 // Lose ends every process of a node at once, without a word to anybody.
@@ -106,6 +121,21 @@ func (p *Pair) Lose(t testing.TB, node int) {
 	}
 	<-p.nodes[node].Gone()
 	p.nodes[node] = nil
+}
+
+// Freeze stops a node's Duet with SIGSTOP, and waits until its guardian has killed it.
+func (p *Pair) Freeze(t testing.TB, node int) {
+	t.Helper()
+	guarded := children(p.nodes[node].PID())
+	if len(guarded) != 1 {
+		t.Fatalf("node %s's guardian has the children %v, expected one", letter(node), guarded)
+	}
+	if err := syscall.Kill(guarded[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if !machine.WaitUntilGone(guarded[0], patience) {
+		t.Fatalf("node %s's Duet stands still for %v, and nobody has killed it", letter(node), patience)
+	}
 }
 
 // KillPostgres ends a node's PostgreSQL with SIGKILL.
@@ -163,6 +193,15 @@ func (p *Pair) UntilTakenOver(t testing.TB, node int) string {
 	})
 	return text
 }
+
+// Gone is closed when the node's running Duet has ended.
+func (p *Pair) Gone(node int) <-chan struct{} { return p.nodes[node].Gone() }
+
+// Dir is where a node's configuration and data are.
+func (p *Pair) Dir(node int) string { return filepath.Dir(p.config(node)) }
+
+// Log is the end of what a node has printed since its last start.
+func (p *Pair) Log(node int) string { return p.last[node].Tail() }
 
 // Ended says which part that should run has ended; nil while none has.
 func (p *Pair) Ended() error {
@@ -260,7 +299,7 @@ func (p *Pair) config(node int) string {
 
 func (p *Pair) postmaster(t testing.TB, node int) int {
 	t.Helper()
-	pid, err := machine.PostgresBelow(filepath.Dir(p.config(node)))
+	pid, err := machine.PostgresBelow(p.Dir(node))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,10 +318,19 @@ func number(status Status) int {
 // descendants are a process and all that it has started, directly or not.
 func descendants(pid int) []int {
 	found := []int{pid}
+	for _, child := range children(pid) {
+		found = append(found, descendants(child)...)
+	}
+	return found
+}
+
+// children are the processes that a process's first thread has started.
+func children(pid int) []int {
+	var found []int
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	for _, child := range strings.Fields(string(text)) {
 		if child, err := strconv.Atoi(child); err == nil {
-			found = append(found, descendants(child)...)
+			found = append(found, child)
 		}
 	}
 	return found
