@@ -2,7 +2,7 @@
 # Runs conformance suites against the duet binary that DUET_BIN names, or, without it, against the etcd of ETCD_BIN.
 #
 #     tests/conformance/run.sh [suite…]       all of them when none is named:
-#     storage136 storage134 clientv3 k3s etcdctl apiserver controlplane
+#     storage136 storage134 clientv3 clientv3-follower k3s etcdctl apiserver controlplane
 #
 # Go, etcd, Kubernetes and KWOK are fetched and built when the cache doesn't have them (tests/tools). Prints how long each
 # suite took; the exit code is 1 when one failed, and the others run all the same.
@@ -24,15 +24,23 @@ gobin=$("$tools/ensure-go.sh") || exit 1
 # The suites call `go` themselves, to run the tests of other modules.
 export PATH="$gobin:$PATH" GOWORK=off GOTOOLCHAIN=local
 
-[ $# -gt 0 ] || set -- clientv3 k3s etcdctl storage136 storage134 apiserver controlplane
+if [ $# -eq 0 ]; then
+    set -- clientv3 k3s etcdctl storage136 storage134 apiserver controlplane
+    # Only Duet runs as a pair, whose PostgreSQLs are its own.
+    [ -z "${DUET_BIN:-}" ] || [ -n "${DUET_TEST_PG:-}" ] || set -- "$@" clientv3-follower
+fi
 failed=
 for suite in "$@"; do
-    modfile=
+    modfile= part=${DUET_TEST_PAIR:-}
     case $suite in
         k3s) directory=$here/k3s package=. ;;
         storage136) directory=$here/storage package=. ;;
         # The same package with Kubernetes 1.34's modules; the tests of other modules that it runs need the flag too.
         storage134) directory=$here/storage package=. modfile=-modfile=kubernetes-1.34.mod ;;
+        # Every server is the follower of a pair of its own.
+        clientv3-follower)
+            directory=$here package=./clientv3 part=follower
+            ;;
         clientv3 | etcdctl | apiserver | controlplane) directory=$here package=./$suite ;;
         *) echo "run: unknown suite '$suite'" >&2; exit 64 ;;
     esac
@@ -49,7 +57,7 @@ for suite in "$@"; do
         continue
     fi
     started=$(date +%s)
-    if (cd "$directory" && GOFLAGS="${GOFLAGS:-} $modfile" go test -count=1 -p 2 -timeout 60m ${DUET_TEST_FLAGS:-} "$package"); then
+    if (cd "$directory" && DUET_TEST_PAIR=$part GOFLAGS="${GOFLAGS:-} $modfile" go test -count=1 -p 2 -timeout 60m ${DUET_TEST_FLAGS:-} "$package"); then
         outcome=passed
     else
         outcome=FAILED

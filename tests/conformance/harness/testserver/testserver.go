@@ -9,6 +9,9 @@
 // DUET_TEST_PG, a `postgres://` URL of a superuser, makes Duet's stores fresh databases of that one PostgreSQL, served by
 // `duet serve --database`, instead of a PostgreSQL of their own each.
 //
+// DUET_TEST_PAIR=follower (or leader) makes each server a node of a pair of its own, the one that follows (or leads) when
+// the test begins: two nodes and their witness. Only Start starts such servers.
+//
 // Every process is in a temporary directory, on free ports of 127.0.0.1, and is gone when the test ends. The package
 // needs nothing but the standard library, so that modules that are pinned to different Kubernetes versions can share it.
 package testserver
@@ -26,6 +29,7 @@ import (
 	"time"
 
 	"duet.local/conformance/harness/machine"
+	"duet.local/conformance/harness/pair"
 	"duet.local/conformance/harness/process"
 )
 
@@ -82,6 +86,8 @@ type Server struct {
 	log     *process.Log
 	process *process.Process
 	ownDir  string
+	// member is this server in its pair, when it has one; log, process and ownDir are unused then.
+	member *member
 }
 
 // UnderTest returns the binary that the environment names and whose it is.
@@ -100,6 +106,9 @@ func UnderTest() (binary string, kind Kind, err error) {
 // end of the server's log.
 func Start(t testing.TB, options Options) *Server {
 	t.Helper()
+	if part := os.Getenv(partVariable); part != "" && options.Binary == "" {
+		return startMember(t, part, options)
+	}
 	server, err := Launch(options)
 	if err != nil {
 		t.Fatal(err)
@@ -121,6 +130,9 @@ func Launch(options Options) (*Server, error) { return launch(options, true) }
 func launch(options Options, fromTemplate bool) (launched *Server, failed error) {
 	binary, kind := options.Binary, options.Kind
 	if binary == "" {
+		if os.Getenv(partVariable) != "" {
+			return nil, errors.New(partVariable + " is not for a suite whose servers don't belong to a test")
+		}
 		var err error
 		if binary, kind, err = UnderTest(); err != nil {
 			return nil, err
@@ -159,11 +171,7 @@ func launch(options Options, fromTemplate bool) (launched *Server, failed error)
 	// A free port may be taken between the look and the use, so try another one.
 	for attempt := 0; ; attempt++ {
 		if s.ClientURL = options.ClientURL; s.ClientURL == "" {
-			scheme := "http"
-			if options.CertFile != "" {
-				scheme = "https"
-			}
-			s.ClientURL = fmt.Sprintf("%s://127.0.0.1:%d", scheme, machine.FreePort())
+			s.ClientURL = fmt.Sprintf("%s://127.0.0.1:%d", options.scheme(), machine.FreePort())
 		}
 		err = s.Restart()
 		if err == nil {
@@ -178,6 +186,10 @@ func launch(options Options, fromTemplate bool) (launched *Server, failed error)
 
 // Restart starts the server's process on the store and the ports that it had. The process must be gone.
 func (s *Server) Restart() error {
+	if s.member != nil {
+		s.member.restart()
+		return nil
+	}
 	cmd := exec.Command(s.binary, s.arguments()...)
 	cmd.Env = machine.Environment()
 	started, err := process.Start(cmd, s.log, readyLine)
@@ -213,16 +225,29 @@ func (s *Server) arguments() []string {
 	if s.Kind == Etcd {
 		arguments = append(arguments, "--unsafe-no-fsync")
 	}
-	if s.options.ProgressNotifyInterval > 0 {
-		arguments = append(arguments, "--watch-progress-notify-interval", s.options.ProgressNotifyInterval.String())
+	return append(arguments, s.options.flags()...)
+}
+
+// flags are those that a server of any kind takes.
+func (o Options) flags() []string {
+	var flags []string
+	if o.ProgressNotifyInterval > 0 {
+		flags = append(flags, "--watch-progress-notify-interval", o.ProgressNotifyInterval.String())
 	}
-	if s.options.CertFile != "" {
-		arguments = append(arguments, "--cert-file", s.options.CertFile, "--key-file", s.options.KeyFile)
+	if o.CertFile != "" {
+		flags = append(flags, "--cert-file", o.CertFile, "--key-file", o.KeyFile)
 	}
-	if s.options.TrustedCAFile != "" {
-		arguments = append(arguments, "--client-cert-auth", "--trusted-ca-file", s.options.TrustedCAFile)
+	if o.TrustedCAFile != "" {
+		flags = append(flags, "--client-cert-auth", "--trusted-ca-file", o.TrustedCAFile)
 	}
-	return append(arguments, s.options.Args...)
+	return append(flags, o.Args...)
+}
+
+func (o Options) scheme() string {
+	if o.CertFile != "" {
+		return "https"
+	}
+	return "http"
 }
 
 // Host returns the endpoint without its scheme.
@@ -234,14 +259,35 @@ func (s *Server) Host() string {
 	return parsed.Host
 }
 
+// Pair is the pair that the server is a node of, and which node; nil without DUET_TEST_PAIR.
+func (s *Server) Pair() (*pair.Pair, int) {
+	if s.member == nil {
+		return nil, 0
+	}
+	return s.member.pair, s.member.node
+}
+
 // Log returns the end of what the server has printed.
-func (s *Server) Log() string { return s.log.Tail() }
+func (s *Server) Log() string {
+	if s.member != nil {
+		return s.member.pair.Log(s.member.node)
+	}
+	return s.log.Tail()
+}
 
 // Gone is closed when the running process has ended, whoever ended it.
-func (s *Server) Gone() <-chan struct{} { return s.process.Gone() }
+func (s *Server) Gone() <-chan struct{} {
+	if s.member != nil {
+		return s.member.pair.Gone(s.member.node)
+	}
+	return s.process.Gone()
+}
 
 // Ended says why the running process has ended; nil while it runs.
 func (s *Server) Ended() error {
+	if s.member != nil {
+		return s.member.pair.Ended()
+	}
 	select {
 	case <-s.process.Gone():
 		return fmt.Errorf("the datastore's process has ended: %v", s.process.Err())
@@ -250,14 +296,30 @@ func (s *Server) Ended() error {
 	}
 }
 
-// Kill ends the process with SIGKILL and waits until it is gone. Its PostgreSQL, if it has one, stays.
-func (s *Server) Kill() { s.process.Kill() }
+// Kill ends the process with SIGKILL and waits until it is gone. Its PostgreSQL, if it has one, stays; of a pair's node
+// nothing does, because Duet's guardian would start it again.
+func (s *Server) Kill() {
+	if s.member != nil {
+		s.member.pair.Lose(s.member.t, s.member.node)
+		return
+	}
+	s.process.Kill()
+}
 
 // Stop asks the process to end, as an init system would, and waits until it has.
-func (s *Server) Stop() error { return s.process.Stop(stopTimeout) }
+func (s *Server) Stop() error {
+	if s.member != nil {
+		s.member.pair.StopNode(s.member.t, s.member.node)
+		return nil
+	}
+	return s.process.Stop(stopTimeout)
+}
 
-// Close stops the server and removes what it leaves, a PostgreSQL that outlived it among that.
+// Close stops the server and removes what it leaves, a PostgreSQL that outlived it among that. A pair ends with its test.
 func (s *Server) Close() error {
+	if s.member != nil {
+		return nil
+	}
 	var err error
 	if s.process != nil {
 		err = s.Stop()
