@@ -67,7 +67,7 @@ test-pair:
 	DUET_SEEDS=3000 DUET_MODEL_STATES=400000 cargo test --locked --test pair_model --test pair_simulation
 
 test-long: build
-	DUET_BIN=$(DUET) tests/conformance/run.sh clientv3-follower storage136 storage134 apiserver controlplane
+	DUET_BIN=$(DUET) tests/conformance/run.sh clientv3-follower k3s-follower etcdctl-follower storage136 storage134 apiserver controlplane
 
 bench: build
 	@scripts/setup.sh test

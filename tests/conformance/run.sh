@@ -2,7 +2,7 @@
 # Runs conformance suites against the duet binary that DUET_BIN names, or, without it, against the etcd of ETCD_BIN.
 #
 #     tests/conformance/run.sh [suite…]       all of them when none is named:
-#     storage136 storage134 clientv3 clientv3-follower k3s etcdctl apiserver controlplane
+#     storage136 storage134 clientv3 k3s etcdctl apiserver controlplane clientv3-follower k3s-follower etcdctl-follower
 #
 # Go, etcd, Kubernetes and KWOK are fetched and built when the cache doesn't have them (tests/tools). Prints how long each
 # suite took; the exit code is 1 when one failed, and the others run all the same.
@@ -27,24 +27,24 @@ export PATH="$gobin:$PATH" GOWORK=off GOTOOLCHAIN=local
 if [ $# -eq 0 ]; then
     set -- clientv3 k3s etcdctl storage136 storage134 apiserver controlplane
     # Only Duet runs as a pair, whose PostgreSQLs are its own.
-    [ -z "${DUET_BIN:-}" ] || [ -n "${DUET_TEST_PG:-}" ] || set -- "$@" clientv3-follower
+    [ -z "${DUET_BIN:-}" ] || [ -n "${DUET_TEST_PG:-}" ] || set -- "$@" clientv3-follower k3s-follower etcdctl-follower
 fi
 failed=
 for suite in "$@"; do
-    modfile= part=${DUET_TEST_PAIR:-}
+    modfile= part=${DUET_TEST_PAIR:-} name=$suite
     case $suite in
+        # Every server is the follower of a pair of its own.
+        clientv3-follower | k3s-follower | etcdctl-follower) part=follower name=${suite%-follower} ;;
+    esac
+    case $name in
         k3s) directory=$here/k3s package=. ;;
         storage136) directory=$here/storage package=. ;;
         # The same package with Kubernetes 1.34's modules; the tests of other modules that it runs need the flag too.
         storage134) directory=$here/storage package=. modfile=-modfile=kubernetes-1.34.mod ;;
-        # Every server is the follower of a pair of its own.
-        clientv3-follower)
-            directory=$here package=./clientv3 part=follower
-            ;;
-        clientv3 | etcdctl | apiserver | controlplane) directory=$here package=./$suite ;;
+        clientv3 | etcdctl | apiserver | controlplane) directory=$here package=./$name ;;
         *) echo "run: unknown suite '$suite'" >&2; exit 64 ;;
     esac
-    case $suite in
+    case $name in
         etcdctl) needed="etcd etcdctl" ;;
         apiserver) needed=kube-apiserver ;;
         controlplane) needed="kube-apiserver kube-controller-manager kube-scheduler kwok" ;;

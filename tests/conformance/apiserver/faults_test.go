@@ -35,6 +35,9 @@ type writers struct {
 	counted map[string]int
 	// doubtful writes failed after they may have been applied: one update a writer at most counts more than acknowledged.
 	doubtful map[string]int
+	// last is when the last write was acknowledged, zero before the first since the start; stalled the longest time between two.
+	last    time.Time
+	stalled time.Duration
 }
 
 func startWriters(client *kubernetes.Clientset, n int) *writers {
@@ -47,6 +50,9 @@ func startWriters(client *kubernetes.Clientset, n int) *writers {
 func (w *writers) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
+	w.mu.Lock()
+	w.last = time.Time{}
+	w.mu.Unlock()
 	for i := range w.n {
 		w.group.Go(func() { w.write(ctx, i) })
 	}
@@ -84,8 +90,22 @@ func (w *writers) write(ctx context.Context, writer int) {
 func (w *writers) acknowledge(note func()) {
 	w.mu.Lock()
 	note()
+	now := time.Now()
+	if !w.last.IsZero() {
+		w.stalled = max(w.stalled, now.Sub(w.last))
+	}
+	w.last = now
 	w.mu.Unlock()
 	w.acknowledged.Add(1)
+}
+
+// takeStall returns the longest time between two acknowledged writes since it was asked last.
+func (w *writers) takeStall() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	stalled := w.stalled
+	w.stalled = 0
+	return stalled
 }
 
 // more waits until n more writes have been acknowledged.

@@ -177,6 +177,10 @@ func TestCommandsPrintWhatTheyPrintOnEtcd(t *testing.T) {
 		{line: "defrag"},
 		{line: "get \\0 --from-key --keys-only -w json"},
 	} {
+		// A pair's two nodes are no single etcd's one member; suite clientv3 asks for them.
+		if pair, _ := tested.server.Pair(); pair != nil && step.line == "member list" {
+			continue
+		}
 		arguments := strings.Fields(step.line)
 		arguments = joinLease(arguments)
 		wantCode, want := oracle.run(t, step.stdin, append([]string(nil), arguments...)...)

@@ -3,7 +3,6 @@ package testserver
 import (
 	"fmt"
 	"os"
-	"sync/atomic"
 	"testing"
 
 	"duet.local/conformance/harness/pair"
@@ -16,9 +15,6 @@ const (
 	leads = 0
 	// switchovers is how often a pair may be told to hand over until the server has its part.
 	switchovers = 3
-	// skipsMax is how many servers of a package may be such as no pair can have. With more, the package's tests would prove
-	// little, so the next one fails.
-	skipsMax = 2
 )
 
 // member is a node of a pair, as a server under test.
@@ -27,8 +23,6 @@ type member struct {
 	pair *pair.Pair
 	node int
 }
-
-var skips atomic.Int64
 
 // startMember starts a pair for the test, and returns the node that has this part in it.
 func startMember(t testing.TB, part string, options Options) *Server {
@@ -42,13 +36,13 @@ func startMember(t testing.TB, part string, options Options) *Server {
 	default:
 		t.Fatalf("%s=%q, it can be follower or leader", partVariable, part)
 	}
-	// A skipped test would look like one that passed.
+	// None is skipped: a skipped test would look like one that passed.
 	binary, kind, err := UnderTest()
 	if err != nil || kind != Duet || os.Getenv("DUET_TEST_PG") != "" {
 		t.Fatalf("%s is for DUET_BIN, without DUET_TEST_PG (%v)", partVariable, err)
 	}
 	if options.Dir != "" {
-		skip(t, "a data directory of the test's own")
+		t.Fatalf("%s: a pair's data directories are its own", partVariable)
 	}
 	s := &Server{Kind: kind, options: options, binary: binary, member: m}
 	m.pair = pair.StartWith(t, func(node, port int) []string {
@@ -78,13 +72,4 @@ func (m *member) restart() {
 	m.t.Helper()
 	m.pair.StartNode(m.t, m.node)
 	m.pair.UntilPaired(m.t)
-}
-
-// skip leaves out a test that needs what a pair can't be.
-func skip(t testing.TB, reason string) {
-	t.Helper()
-	if n := skips.Add(1); n > skipsMax {
-		t.Fatalf("%d servers of this package are none that a pair can be, the last one because of %s", n, reason)
-	}
-	t.Skipf("a pair can't have %s", reason)
 }
