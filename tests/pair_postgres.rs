@@ -140,7 +140,7 @@ async fn a_lost_slot_is_made_anew_while_the_leader_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
     let nodes = Nodes::new();
-    let fault = nodes.dir().join("fault");
+    let fault = nodes.public().join("fault");
     let script = format!(
         "case \"$(cat {} 2>/dev/null)\" in killed) kill -9 $$;; senseless) exit 1;; esac\nexec $REAL/pg_controldata \"$@\"",
         fault.display()
@@ -175,7 +175,7 @@ async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
 async fn a_start_waits_for_the_peer_also_after_a_crash_while_nobody_was_waited_for() {
     let nodes = Nodes::new();
     // What each start finds.
-    let found = nodes.dir().join("found");
+    let found = nodes.public().join("found");
     let look = format!("[ \"$1\" != -D ] || cp \"$2/duet.role.conf\" {}", found.display());
     nodes.wrap(A, "postgres", &format!("{look}\nexec $REAL/postgres \"$@\"")).await;
     nodes.alone().await.shutdown(STOP).await;

@@ -114,10 +114,6 @@ impl Nodes {
         Self { dir, ports: free_ports() }
     }
 
-    pub fn dir(&self) -> PathBuf {
-        self.public()
-    }
-
     /// Where PostgreSQL's user may write, too.
     pub fn public(&self) -> PathBuf {
         self.dir.path().join("public")
