@@ -239,7 +239,7 @@ fn tell(note: Note) -> (&'static str, &'static str) {
         Note::WasLate => ("was-late", "this process was stopped for a while; whatever it suspected is forgotten"),
         Note::Tampered => (
             "tampered",
-            "somebody changed synchronous_standby_names: nothing is answered until it is set right (ALTER SYSTEM RESET)",
+            "somebody changed synchronous_standby_names: nothing is answered until it is set right again and proved to be in force",
         ),
         Note::HandsOver => ("hands-over", "requests are held for a switchover"),
         Note::DiskStalls => (
