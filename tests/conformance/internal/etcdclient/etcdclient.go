@@ -3,6 +3,7 @@
 package etcdclient
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"testing"
@@ -66,10 +67,13 @@ func Must[T any](t testing.TB) func(value T, err error) T {
 	}
 }
 
+// wholeBytes compares values at once; one byte after the other, megabytes of them take half a minute.
+var wholeBytes = cmp.Comparer(func(a, b []byte) bool { return (a == nil) == (b == nil) && bytes.Equal(a, b) })
+
 // Equal fails the test when the two differ. Messages are compared by their fields.
 func Equal(t testing.TB, what string, got, want any) {
 	t.Helper()
-	if difference := cmp.Diff(want, got, protocmp.Transform()); difference != "" {
+	if difference := cmp.Diff(want, got, protocmp.Transform(), wholeBytes); difference != "" {
 		t.Errorf("%s differs (-want +got):\n%s", what, difference)
 	}
 }
