@@ -241,6 +241,29 @@ async fn a_takeover_reads_the_missing_tail_only_and_watches_go_on() {
     assert_eq!(everything(&follower.engine).await.kvs.len(), 2);
 }
 
+/// As at etcd's members: whoever was told of a revision through a follower finds it there.
+#[tokio::test]
+async fn a_follower_says_when_it_shows_what_the_leader_has_told() {
+    let log = MemLog::default();
+    let leading = leader(&log, Options::default()).await;
+    let follower = Follower::over(&log, Options::default());
+    follower.follow(&leading);
+    follower.reaches(Role::Following).await;
+    follower.way.held.send_replace(true);
+    // The one that was awaited when the way was blocked still arrives.
+    put(&leading, "k", "passes").await;
+    follower.catches_up(&leading).await;
+    let told = leading.put(key_put("k", "v", 0)).await.unwrap().header.unwrap().revision;
+    let mut shows = Box::pin(follower.engine.shows(told));
+    assert!(tokio::time::timeout(Duration::from_millis(50), shows.as_mut()).await.is_err());
+    follower.way.held.send_replace(false);
+    shows.await;
+    assert_eq!(follower.engine.revision(), told);
+    // One that is behind for long holds nobody up for ever, nor one that doesn't follow.
+    tokio::time::timeout(PATIENCE, follower.engine.shows(told + 1)).await.unwrap();
+    tokio::time::timeout(PATIENCE, leading.shows(told + 1)).await.unwrap();
+}
+
 /// The clock of a process that led for long says nothing about the leases that another one has granted since.
 #[tokio::test]
 async fn a_lease_lives_its_time_when_the_leadership_goes_and_comes_back() {

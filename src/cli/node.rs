@@ -185,8 +185,14 @@ async fn node(
     let drain = Drain::default();
     let stop = CancellationToken::new();
     let (serving, serves) = watch::channel(false);
-    let started =
-        Started { gate: gate.clone(), drain: drain.clone(), serves, client_tls: Arc::clone(&client_tls), stop: stop.clone() };
+    let started = Started {
+        gate: gate.clone(),
+        drain: drain.clone(),
+        serves,
+        client_urls: prepared.advertised().to_vec(),
+        client_tls: Arc::clone(&client_tls),
+        stop: stop.clone(),
+    };
     let options = pair_options(prepared.config(), &pair);
     let subject = subject(prepared.config(), &pair);
     let data_dir = subject.data_dir.clone();
@@ -218,6 +224,7 @@ async fn node(
     let (answering, answers) = watch::channel(Answering::Nobody);
     tokio::spawn(answer(engine.role(), handle.views(), gate.clone(), drain.clone(), upstream, answering));
 
+    let peer_client_urls = link.client_urls();
     let hook = start_hook(&pair, &handle);
     let peer_name = certificate_name(pair.node.peer(), &pair.cluster);
     let leaving = CancellationToken::new();
@@ -241,7 +248,7 @@ async fn node(
         // The peer's calls that last would keep the port open until the deadline.
         leaving.cancel();
     });
-    prepared.join_pair(PairSide { drain, port, before_stop });
+    prepared.join_pair(PairSide { drain, port, peer_client_urls, before_stop });
 
     let gave_up = async move { ended.await.unwrap_or_else(|_| Failure::serving("the supervisor ended without being asked to")) };
     let outcome = prepared.run(engine, Some(answers), gave_up, &mut signals).await;
@@ -270,6 +277,7 @@ struct Started {
     gate: Gate,
     drain: Drain,
     serves: watch::Receiver<bool>,
+    client_urls: Vec<String>,
     client_tls: Arc<rustls::ClientConfig>,
     stop: CancellationToken,
 }
@@ -331,7 +339,7 @@ impl Started {
             }
         });
         let upstream = upstream_of(&pair, self.client_tls);
-        tokio::spawn(link.clone().introduce(move || upstream().channel(), self.stop));
+        tokio::spawn(link.clone().introduce(move || upstream().channel(), self.client_urls, self.stop));
         Ok(Supervised { postgres, handle, link, virtual_ip, ended })
     }
 }

@@ -25,7 +25,7 @@ use crate::etcdserver::{self, EtcdServer};
 use crate::mvcc::StoreOptions;
 use crate::net::drain::Drain;
 use crate::net::http::{Health, client_routes, metrics_routes, not_found};
-use crate::net::local::Local;
+use crate::net::local::{Local, TellRevision};
 use crate::net::proxy::{Answering, ProxyLayer};
 use crate::net::self_signed;
 use crate::net::tls::{self, ClientTls, Tls};
@@ -81,6 +81,8 @@ pub struct PairSide {
     pub drain: Drain,
     /// Where the peer and operators call.
     pub port: PeerPort,
+    /// Where clients reach the peer.
+    pub peer_client_urls: watch::Receiver<Vec<String>>,
     /// Done after a stop signal, before anything ends: the leader hands over.
     pub before_stop: BoxFuture<'static, ()>,
 }
@@ -238,11 +240,16 @@ impl Prepared {
             // A node of a pair has two runtimes, and a proof of life of its own.
             tokio::spawn(self.systemd.clone().keep_alive());
         }
+        let mut facade = self.facade_config();
         let (hold, port, before_stop) = match self.pair.take() {
-            Some(PairSide { drain, port, before_stop }) => (Some(drain), Some(port), before_stop),
+            Some(PairSide { drain, port, peer_client_urls, before_stop }) => {
+                facade.more_client_urls = peer_client_urls;
+                (Some(drain), Some(port), before_stop)
+            }
             None => (None, None, Box::pin(std::future::ready(())) as BoxFuture<'static, ()>),
         };
-        let mut served = self.start_serving(sockets, &engine, answering.clone(), hold, port, &stop);
+        let facade = EtcdServer::new(engine.clone(), facade, self.metrics.clone(), stop.clone());
+        let mut served = self.start_serving(sockets, &facade, &engine, answering.clone(), (hold, port), &stop);
         let outcome = tokio::select! {
             name = signals.next() => {
                 self.systemd.stopping();
@@ -268,17 +275,24 @@ impl Prepared {
     fn start_serving(
         &self,
         sockets: Sockets,
+        facade: &EtcdServer,
         engine: &Engine,
         answering: Option<watch::Receiver<Answering>>,
-        drain: Option<Drain>,
-        port: Option<PeerPort>,
+        (drain, port): (Option<Drain>, Option<PeerPort>),
         stop: &CancellationToken,
     ) -> JoinSet<Drained> {
-        let facade = EtcdServer::new(engine.clone(), self.facade_config(), self.metrics.clone(), stop.clone());
         let mut grpc = facade.routes();
         if let Some(answering) = answering.clone() {
-            let role = engine.role();
-            let local = Local::new(move || *role.borrow() == Role::Following);
+            let (role, shown, published) = (engine.role(), engine.clone(), engine.clone());
+            let shows = move |revision| {
+                let engine = shown.clone();
+                Box::pin(async move { engine.shows(revision).await }) as BoxFuture<'static, ()>
+            };
+            let local = Local::new(move || *role.borrow() == Role::Following, shows);
+            if drain.is_some() {
+                // The other replicas of `duet serve` answer nothing by themselves.
+                grpc = grpc.layer(TellRevision::new(move || published.revision()));
+            }
             grpc = grpc.layer(ProxyLayer::new(answering, self.metrics.clone()).with_local(local));
         }
         if let Some(drain) = drain {

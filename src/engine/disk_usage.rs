@@ -8,6 +8,8 @@ use super::{Role, Shared};
 
 /// How often it is asked for, and how long an answer may take.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How often while there is no answer: a follower's storage begins later than its memory.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The answers.
 #[derive(Debug, Default)]
@@ -51,12 +53,11 @@ impl Shared {
 /// Asks again and again while this process shows what storage holds; a follower's storage is its own.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let mut role = shared.role.subscribe();
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pause = Duration::ZERO;
     loop {
         tokio::select! {
             () = shared.stop.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = tokio::time::sleep(pause) => {}
             Ok(()) = role.changed() => {}
         }
         let shows = matches!(*role.borrow_and_update(), Role::Active | Role::Recovering | Role::Following);
@@ -68,5 +69,6 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         } else {
             shared.disk_usage.known.store(false, Ordering::Release);
         }
+        pause = if shows && shared.disk_usage.known().is_none() { AGAIN } else { INTERVAL };
     }
 }

@@ -147,6 +147,8 @@ struct Shared {
     unswept: Unswept,
     /// The lessor doesn't know what the writer that was followed did with leases.
     leases_stale: AtomicBool,
+    /// What this process shows of what it follows.
+    shown: watch::Sender<Revision>,
     stop: CancellationToken,
 }
 
@@ -191,6 +193,7 @@ impl Engine {
             followers: Followers::default(),
             unswept: Unswept::default(),
             leases_stale: AtomicBool::new(false),
+            shown: watch::Sender::new(revision),
             stop: CancellationToken::new(),
             options,
             log,

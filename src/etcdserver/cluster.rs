@@ -1,4 +1,5 @@
-//! The Cluster service: to its clients a store is one member.
+//! The Cluster service: to its clients a store is one member, with the client URLs of both nodes if it is a pair's: a client that takes its
+//! endpoints from here (clientv3's `Sync`) must not lose one.
 //!
 //! Members aren't added or removed over the API: Duet's replicas join through their configuration. Such requests are checked as etcd
 //! checks them and then refused with an explanation, so that no script takes a silent success for a new member.
@@ -56,11 +57,13 @@ impl EtcdServer {
 
     fn member(&self) -> Member {
         let config = &self.inner.config;
+        let mut client_urls = config.client_urls.clone();
+        client_urls.extend(config.more_client_urls.borrow().iter().filter(|url| !config.client_urls.contains(url)).cloned());
         Member {
             id: self.inner.engine.ids().1,
             name: config.name.clone(),
             peer_ur_ls: config.peer_urls.clone(),
-            client_ur_ls: config.client_urls.clone(),
+            client_ur_ls: client_urls,
             is_learner: false,
         }
     }

@@ -68,6 +68,8 @@ pub struct Config {
     pub peer_urls: Vec<String>,
     /// `--advertise-client-urls`.
     pub client_urls: Vec<String>,
+    /// Where else clients find the store: at the other node of a pair.
+    pub more_client_urls: tokio::sync::watch::Receiver<Vec<String>>,
     /// `--max-txn-ops`.
     pub max_txn_ops: usize,
     /// `--max-request-bytes`: how large a write may be.
@@ -86,6 +88,7 @@ impl Default for Config {
             name: "default".to_owned(),
             peer_urls: vec!["http://localhost:2380".to_owned()],
             client_urls: vec!["http://localhost:2379".to_owned()],
+            more_client_urls: tokio::sync::watch::channel(Vec::new()).1,
             max_txn_ops: 128,
             max_request_bytes: 3 << 19,
             quota_bytes: 2 << 30,

@@ -8,13 +8,16 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::{Buf, Bytes, BytesMut};
-use http::Request;
+use futures_util::future::BoxFuture;
+use http::{HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use prost::Message;
 
 use crate::mvcc::{is_read_only, is_serializable};
 use crate::proto::etcdserverpb::{RangeRequest, TxnRequest};
+use crate::telemetry::grpc::FORWARDED;
+use crate::types::Revision;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -25,9 +28,67 @@ const LOOK_BYTES_MAX: usize = 16 << 10;
 /// gRPC's frame: a flag for compression, and the length of the message.
 const FRAME_BYTES: usize = 5;
 
-/// Says whether this process has what a follower answers from.
+/// Says whether this process has what a follower answers from, and waits until it has what the writer has told.
 #[derive(Clone)]
-pub struct Local(Arc<dyn Fn() -> bool + Send + Sync>);
+pub struct Local {
+    follows: Arc<dyn Fn() -> bool + Send + Sync>,
+    shows: Arc<dyn Fn(Revision) -> BoxFuture<'static, ()> + Send + Sync>,
+}
+
+/// The header of an answer to a request that was forwarded: what the writer had published by then.
+const REVISION: HeaderName = HeaderName::from_static("duet-revision");
+
+/// A layer that tells, with each answer to a forwarded request, what was published by then.
+#[derive(Clone)]
+pub struct TellRevision(Arc<dyn Fn() -> Revision + Send + Sync>);
+
+impl TellRevision {
+    /// `published` is asked when there is an answer.
+    pub fn new(published: impl Fn() -> Revision + Send + Sync + 'static) -> Self {
+        Self(Arc::new(published))
+    }
+}
+
+impl<S> tower::Layer<S> for TellRevision {
+    type Service = Telling<S>;
+
+    fn layer(&self, inner: S) -> Telling<S> {
+        Telling { inner, revision: self.clone() }
+    }
+}
+
+/// The service that [`TellRevision`] makes.
+#[derive(Clone)]
+pub struct Telling<S> {
+    inner: S,
+    revision: TellRevision,
+}
+
+impl<S> tower::Service<Request<Body>> for Telling<S>
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Future: Send + 'static>,
+    S::Error: 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let tell = request.headers().contains_key(FORWARDED).then(|| self.revision.clone());
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let mut answer = answer.await?;
+            if let Some(TellRevision(published)) = tell {
+                answer.headers_mut().insert(REVISION, HeaderValue::from(published()));
+            }
+            Ok(answer)
+        })
+    }
+}
 
 /// What the way of a request depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +102,22 @@ pub(super) enum Way {
 }
 
 impl Local {
-    /// `follows` is asked for each request that could be answered here.
-    pub fn new(follows: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self(Arc::new(follows))
+    /// `follows` is asked for each request that could be answered here; `shows` resolves when what is answered here isn't older than a revision,
+    /// or after a while.
+    pub fn new(
+        follows: impl Fn() -> bool + Send + Sync + 'static,
+        shows: impl Fn(Revision) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { follows: Arc::new(follows), shows: Arc::new(shows) }
+    }
+
+    /// Holds an answer of the writer's back until its client can see here what it tells.
+    pub(super) async fn catch_up(&self, answer: &mut Response<Body>) {
+        let told = answer.headers_mut().remove(REVISION);
+        let revision = told.and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(revision) = revision.filter(|_| (self.follows)()) {
+            (self.shows)(revision).await;
+        }
     }
 
     pub(super) fn way(&self, request: &Request<Body>) -> Way {
@@ -52,7 +126,7 @@ impl Local {
             RANGE | RANGE_STREAM | TXN => Way::Look,
             _ => Way::Writer,
         };
-        if way != Way::Writer && (self.0)() { way } else { Way::Writer }
+        if way != Way::Writer && (self.follows)() { way } else { Way::Writer }
     }
 }
 
@@ -122,6 +196,7 @@ mod tests {
     use crate::proto::etcdserverpb::request_op;
     use crate::proto::etcdserverpb::{PutRequest, RequestOp};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use tower::Service;
 
     fn framed(message: &impl Message) -> Vec<u8> {
         let message = message.encode_to_vec();
@@ -183,13 +258,38 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_the_writer_tells_is_waited_for_before_its_answer_leaves() {
+        let told =
+            tower::service_fn(|_: Request<Body>| async { Ok::<_, std::convert::Infallible>(Response::new(Body::empty())) });
+        let mut writer = tower::Layer::layer(&TellRevision::new(|| 7), told);
+        let mut asked = request(RANGE, Vec::new());
+        assert!(writer.call(request(RANGE, Vec::new())).await.unwrap().headers().is_empty(), "a client of its own isn't told");
+        asked.headers_mut().insert(FORWARDED, HeaderValue::from(1));
+        let waited = Arc::new(std::sync::atomic::AtomicI64::new(0));
+        let (follows, seen) = (Arc::new(AtomicBool::new(true)), Arc::clone(&waited));
+        let asks = Arc::clone(&follows);
+        let local = Local::new(
+            move || asks.load(Ordering::Relaxed),
+            move |revision| {
+                seen.store(revision, Ordering::Relaxed);
+                Box::pin(std::future::ready(()))
+            },
+        );
+        let mut answer = writer.call(asked).await.unwrap();
+        local.catch_up(&mut answer).await;
+        assert!(waited.load(Ordering::Relaxed) == 7 && answer.headers().is_empty(), "it stays between the two");
+        follows.store(false, Ordering::Relaxed);
+        answer.headers_mut().insert(REVISION, HeaderValue::from(8));
+        local.catch_up(&mut answer).await;
+        assert_eq!(waited.load(Ordering::Relaxed), 7, "nothing is answered here anyway");
+    }
+
     #[test]
     fn nothing_is_answered_here_while_this_process_does_not_follow() {
         let follows = Arc::new(AtomicBool::new(false));
-        let local = Local::new({
-            let follows = Arc::clone(&follows);
-            move || follows.load(Ordering::Relaxed)
-        });
+        let asked = Arc::clone(&follows);
+        let local = Local::new(move || asked.load(Ordering::Relaxed), |_| Box::pin(std::future::ready(())));
         let way = |path| local.way(&request(path, Vec::new()));
         assert_eq!([way(WATCH), way(RANGE)], [Way::Writer, Way::Writer]);
         follows.store(true, Ordering::Relaxed);

@@ -262,7 +262,11 @@ where
                 Answering::Here => inner.oneshot(request).await,
                 Answering::There(upstream) => {
                     layer.metrics.net.proxied_total.inc();
-                    Ok(forward(&upstream, request, hops + 1).await)
+                    let mut answer = forward(&upstream, request, hops + 1).await;
+                    if let Some(local) = &layer.local {
+                        local.catch_up(&mut answer).await;
+                    }
+                    Ok(answer)
                 }
                 Answering::Nobody => Ok(Status::unavailable(RETRIABLE).into_http()),
             }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::{Followed, Leader, Position};
-use crate::engine::{Role, Shared};
+use crate::engine::{Engine, Role, Shared};
 use crate::lease::Lessor;
 use crate::mvcc::{ReadView, Store};
 use crate::storage::{Batch, BoxFuture, LogError, LogRow};
@@ -28,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks whether storage has what memory has, until it does, and from then on.
 const STORAGE_LOOK: Duration = Duration::from_millis(100);
 const STORAGE_LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long an answer of the leader's is held back until it can be seen here, too.
+const SHOWN_PATIENCE: Duration = Duration::from_secs(1);
 /// How long storage may lack what memory has, or not be readable, before others answer this process's clients.
 const STORAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// What watch streams are ended with when what they have shown isn't so any more.
@@ -267,6 +269,7 @@ impl<'a> Copy<'a> {
 fn publish(shared: &Shared, batch: &Batch) {
     forget_leases(shared);
     shared.hub.publish(|| shared.store.write().apply(batch));
+    shared.shown.send_replace(shared.store.read().current());
     if let Some(compacted) = batch.compacted {
         shared.hub.compact(compacted);
         shared.compaction.notify_one();
@@ -300,8 +303,27 @@ fn show(shared: &Shared, store: Store, diverged: bool) {
         });
         shared.hub.compact(compacted);
     }
+    shared.shown.send_replace(current);
     shared.swept.send_replace(-1);
     shared.compaction.notify_one();
+}
+
+impl Engine {
+    /// Resolves when this process, if it follows another, shows everything up to `revision`; soon in any case.
+    ///
+    /// As at etcd's members: whoever has been told of a revision finds it in what is answered here next.
+    pub async fn shows(&self, revision: Revision) {
+        let shared = &self.shared;
+        let (mut shown, mut role) = (shared.shown.subscribe(), shared.role.subscribe());
+        if shared.store.read().current() >= revision {
+            return;
+        }
+        tokio::select! {
+            _ = shown.wait_for(|shown| *shown >= revision) => {}
+            _ = role.wait_for(|role| *role != Role::Following) => {}
+            () = sleep(SHOWN_PATIENCE) => tracing::debug!(revision, "the leader's stream is late: an answer wasn't held up any longer for it"),
+        }
+    }
 }
 
 /// Shows another history than before: nothing that was built on the old one goes on.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use parking_lot::Mutex;
 use tokio::net::{UdpSocket, lookup_host};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -53,6 +53,8 @@ pub struct Link {
     to: Arc<Mutex<Option<(SocketAddr, Sealer)>>>,
     from: Arc<Mutex<Vec<Opener>>>,
     anew: Arc<Notify>,
+    /// Where clients reach the peer, as it said last.
+    client_urls: Arc<watch::Sender<Vec<String>>>,
 }
 
 impl Link {
@@ -68,6 +70,7 @@ impl Link {
             to: Arc::default(),
             from: Arc::default(),
             anew: Arc::default(),
+            client_urls: Arc::default(),
         })
     }
 
@@ -100,6 +103,12 @@ impl Link {
         }
     }
 
+    /// Where clients reach the peer; nothing before it has introduced itself.
+    #[must_use]
+    pub fn client_urls(&self) -> watch::Receiver<Vec<String>> {
+        self.client_urls.subscribe()
+    }
+
     /// Resolves when the peer has got a key that it hasn't heard anything under.
     pub async fn introduced_anew(&self) {
         self.anew.notified().await;
@@ -118,13 +127,13 @@ impl Link {
         openers.drain(..surplus);
     }
 
-    /// Introduces this node to the peer, and again whenever that ends, until `stop`.
-    pub async fn introduce(self, channel: impl Fn() -> Channel, stop: CancellationToken) {
+    /// Introduces this node, whose clients reach it at `client_urls`, to the peer, and again whenever that ends, until `stop`.
+    pub async fn introduce(self, channel: impl Fn() -> Channel, client_urls: Vec<String>, stop: CancellationToken) {
         let mut told = false;
         loop {
             let introduced = tokio::select! {
                 () = stop.cancelled() => return,
-                introduced = self.introduced(channel()) => introduced,
+                introduced = self.introduced(channel(), client_urls.clone()) => introduced,
             };
             match introduced {
                 Ok(()) => told = false,
@@ -146,7 +155,7 @@ impl Link {
     }
 
     /// `Ok` when the peer had been introduced, and the call has ended.
-    async fn introduced(&self, channel: Channel) -> Result<(), String> {
+    async fn introduced(&self, channel: Channel, client_urls: Vec<String>) -> Result<(), String> {
         let begin = async {
             let address = lookup_host((self.peer.0.as_str(), self.peer.1)).await.map_err(|error| error.to_string())?.next();
             let address = address.ok_or("its name has no address")?;
@@ -154,7 +163,7 @@ impl Link {
             aws_lc_rs::rand::fill(&mut random).map_err(|_| "there are no random bytes")?;
             let (key, id) = random.split_first_chunk::<KEY_BYTES>().expect("the length is above");
             let key_id = u64::from_be_bytes(id.try_into().expect("eight bytes are left"));
-            let request = IntroduceRequest { key_id, key: key.to_vec().into(), version: VERSION.to_owned() };
+            let request = IntroduceRequest { key_id, key: key.to_vec().into(), version: VERSION.to_owned(), client_urls };
             let answer = PeerClient::new(channel).introduce(request).await.map_err(|status| status.message().to_owned())?;
             let mut stream = answer.into_inner();
             let first = stream.message().await.map_err(|status| status.message().to_owned())?.ok_or("it hung up")?;
@@ -205,6 +214,7 @@ impl Peer for PeerService {
         let request = request.into_inner();
         let key = request.key.as_ref().try_into().map_err(|_| Status::invalid_argument("a key has 32 bytes"))?;
         self.link.learn(Opener::new(request.key_id, key));
+        self.link.client_urls.send_replace(request.client_urls);
         tracing::info!(peer = self.peer_name, version = request.version, "the peer has introduced itself");
         let first = futures_util::stream::once(std::future::ready(Ok(IntroduceResponse { version: VERSION.to_owned() })));
         let stop = self.stop.clone();
