@@ -167,32 +167,58 @@ fn old_release() -> std::path::PathBuf {
     std::env::var_os("DUET_TEST_OLD_BIN").map_or_else(crate::common::process::duet, Into::into)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upgrade_of_one_node_at_a_time_fails_no_request() {
-    let (mut pair, seed) = (Pair::begin(true), seed());
-    pair.programs = [old_release(), old_release()];
-    pair = pair.started().await;
+/// Stops one node after the other, changes something, and starts it again, while clients of the other one go on: no request of theirs fails.
+async fn one_node_at_a_time(pair: &mut Pair, change: impl Fn(&mut Pair, usize)) {
+    let seed = seed();
     let leader = pair.until_paired().await;
     // The follower first: what leads is never older than what follows.
-    for upgraded in [1 - leader, leader] {
-        let stays = 1 - upgraded;
+    for changed in [1 - leader, leader] {
+        let stays = 1 - changed;
         let mut load = Load::on(seed, pair.urls(), stays);
-        let name = if upgraded == leader { "second/" } else { "first/" };
+        let name = if changed == leader { "second/" } else { "first/" };
         load.write(name, stays);
         load.list(name, stays);
         load.progress(50).await;
-        pair.node(upgraded).signal(Signal::SIGTERM);
-        pair.node(upgraded).ended();
+        pair.node(changed).signal(Signal::SIGTERM);
+        pair.node(changed).ended();
         load.progress(50).await;
-        pair.programs[upgraded] = crate::common::process::duet();
-        pair.start_node(upgraded);
+        change(pair, changed);
+        pair.start_node(changed);
         assert_eq!(pair.until_paired().await, stays);
         load.progress(50).await;
-        assert_eq!((load.failed_lists(), load.stream_ends()), (0, 0), "while node {upgraded} was upgraded");
+        assert_eq!((load.failed_lists(), load.stream_ends()), (0, 0), "while node {changed} was changed");
         let evidence = load.finish().await;
         let failed: Vec<_> = evidence.writes.iter().filter(|write| !matches!(write.outcome, Outcome::Acknowledged(_))).collect();
-        assert!(failed.is_empty(), "while node {upgraded} was upgraded: {failed:?}");
+        assert!(failed.is_empty(), "while node {changed} was changed: {failed:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_certificates_are_put_in_place_without_a_failed_request() {
+    let mut pair = Pair::start().await;
+    pair.until_paired().await;
+    let out = pair.config(A).parent().unwrap().parent().unwrap().to_owned();
+    let certificates = || [A, B].map(|node| std::fs::read(pair.config(node).with_file_name("pair.crt")).unwrap());
+    let before = certificates();
+    let renew = tokio::process::Command::new(crate::common::process::duet()).args(["certs", "renew", "--out"]).arg(&out).output();
+    let renewed = renew.await.unwrap();
+    assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+    let after = certificates();
+    assert!((0..2).all(|node| before[node] != after[node]), "each has another one");
+    pair.kill_witness();
+    pair.start_witness();
+    // In between the two nodes show each other an old and a new one, of the same CA.
+    one_node_at_a_time(&mut pair, |_, _| {}).await;
+    let (code, lines) = check(&pair).await;
+    assert!(code < 2 && level(&lines, "node B", "certificate") == "ok", "{lines:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_of_one_node_at_a_time_fails_no_request() {
+    let mut pair = Pair::begin(true);
+    pair.programs = [old_release(), old_release()];
+    pair = pair.started().await;
+    one_node_at_a_time(&mut pair, |pair, node| pair.programs[node] = crate::common::process::duet()).await;
     let versions: Vec<String> = pair.statuses(A).await.into_iter().map(|one| one.version).collect();
     assert_eq!(versions.len(), 2, "{versions:?}");
 }
@@ -230,7 +256,7 @@ async fn what_an_operator_asks_for_is_done_to_its_end_or_refused_with_a_reason()
     assert!(refused.contains("not in step"), "{refused}");
     let (code, _, told) = pair.run(follower, &["pause", "10m"]).await;
     assert!(code == 1 && told.contains("didn't do it"), "one of two isn't enough: {told}");
-    pair.operate(follower, &["resume"]).await.unwrap_err();
+    pair.operate(follower, &["resume"]).await.expect("what is there goes on");
     pair.start_node(leader);
     assert_eq!(pair.until_paired().await, follower);
     assert_sound(&pair, load, seed).await;
