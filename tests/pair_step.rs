@@ -120,7 +120,10 @@ fn a_lease_lasts_as_long_as_its_follower_has_promised() {
     assert!(!heard(&leader, from_fast(0), NOW + 1).may_read(NOW + 1));
     let follower = heard(&follower(), heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))), NOW);
     assert_eq!(follower.granted.unwrap().lasts, TIMING.lease);
-    assert_eq!(follower.promised_until, NOW + TIMING.lease);
+    assert_eq!((follower.promised_until, follower.record.promises), (NOW + TIMING.lease, TIMING.lease));
+    // A process that was started again under a shorter profile keeps to what the one before it may have promised.
+    let record = Record { promises: Timing::WAN.lease, ..follower.record };
+    assert_eq!(State::new(follower.setup, record, NOW).promised_until, NOW + Timing::WAN.lease);
 }
 
 #[test]
@@ -140,15 +143,21 @@ fn an_owner_that_cannot_start_asks_a_peer_that_has_received_nothing_for_long() {
     let mut owner = leader();
     (owner.opened, owner.postgres, owner.down_since) = (false, Postgres::Down, NOW);
     let cold = Heartbeat { ready: false, ..heartbeat(NodeId::B, Some(register(NodeId::A, Mode::Pair))) };
+    (owner.granted_sent_at, owner.released_at) = (NOW, Some(NOW));
+    owner = heard(&owner, cold, NOW);
     let mut asked = Vec::new();
     for now in (NOW..NOW + 10 * TIMING.handover).step_by(100) {
         let (next, actions) = step(&owner, Event::Tick, now);
-        owner = heard(&next, Heartbeat { sent_at: now, ..cold }, now);
-        asked.extend(actions.iter().filter_map(|action| match action {
-            Action::Send(sent) if sent.released => Some(now - NOW),
-            _ => None,
-        }));
+        let sent = actions.iter().find_map(|action| if let Action::Send(sent) = action { Some(*sent) } else { None }).unwrap();
+        assert!(!swaps(&actions), "SOLO would keep the peer from it: {now} {actions:?}");
+        assert!(!sent.released || next.lease_until == 0, "what was granted before isn't used again");
+        // It grants what it hears, as long as it isn't asked to take over.
+        let grant = sent.leading.then_some(Grant { process: 1, sent_at: sent.sent_at, lasts: TIMING.lease });
+        owner = heard(&next, Heartbeat { sent_at: now, grant, ..cold }, now);
+        owner.answered_at = now;
+        asked.extend(sent.released.then_some(now - NOW));
     }
+    assert!(asked.last().is_some_and(|last| *last > 8 * TIMING.handover), "again and again: {asked:?}");
     assert!(asked.first().is_some_and(|first| *first >= 2 * TIMING.handover), "its own start comes first: {asked:?}");
     let mut standby = follower();
     (standby.streamed_at, standby.promised_until) = (None, 0);
@@ -275,4 +284,18 @@ fn a_follower_that_does_not_take_over_says_what_keeps_it_from_it() {
     assert!(says(&owner).contains("duet failover --accept-data-loss"), "{}", says(&owner));
     let paused = step(&leader(), Event::Operator(Wish::Pause { until: NOW + 1_000 }), NOW).0;
     assert!(says(&paused).contains("Failover is paused"), "{}", says(&paused));
+}
+
+#[test]
+fn a_takeover_that_is_refused_again_and_again_is_told_from_time_to_time() {
+    let mut standby = follower();
+    let asks = Heartbeat { leading: false, released: true, ..heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))) };
+    let (mut asked, mut told) = (0, 0);
+    for now in (NOW..NOW + TIMING.backoff).step_by(100) {
+        let (next, actions) = step(&standby, Event::Heard(Heartbeat { sent_at: now, ..asks }), now);
+        asked += usize::from(swaps(&actions));
+        told += usize::from(actions.contains(&Action::Note(Note::TakesOver)));
+        standby = State { pending: None, ticked_at: now, ..next };
+    }
+    assert!(asked > 10 && told == 1, "asked {asked} times, told {told} times");
 }

@@ -263,7 +263,7 @@ fn a_witness_that_hides_its_restore_is_noticed() {
 fn opening_before_the_peer_has_confirmed_is_noticed() {
     use Happening::*;
     // A write that the peer hasn't got yet is in a PostgreSQL that is started again, while the peer can't take over but grants leases.
-    let prefix = &[CutPair, Write(0), PostgresCrash(0), Tick, Tick, Tick, Heal];
+    let prefix = &[CutPair, Write(0), PostgresCrash(0), Tick, Tick, Tick, Heal, Move(0), Tick];
     let budget = Budget { postgres_crashes: 1, cuts: 2, ticks: 10, ..NONE };
     assert_noticed(Mutation::OpensUnconfirmed, Pair { budget, prefix, ..PAIR });
 }

@@ -264,7 +264,15 @@ impl World {
         let stored = Register { mode: if mode == Mode::Asym { Mode::Pair } else { mode }, ..seen };
         let seen = Register { version, ..seen };
         let instance = (third == Third::Witness).then_some(1);
-        let record = Record { seen: Some(seen), instance, intent: None, complete: true, rebuilds_in: None, process: 1 };
+        let record = Record {
+            seen: Some(seen),
+            instance,
+            intent: None,
+            complete: true,
+            rebuilds_in: None,
+            promises: TIMING.lease,
+            process: 1,
+        };
         let Clocks { timing, offsets, .. } = clocks;
         let node = |index: usize| Node {
             up: true,

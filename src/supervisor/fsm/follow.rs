@@ -79,11 +79,16 @@ impl Step {
     /// What a takeover asks for. Always the version after the one that it replaces, however often it is asked for: the owner's agreements skip
     /// that one, so that a request that was forgotten and arrives late is older than any of them.
     fn takeover(&mut self) -> Register {
-        self.note(Note::TakesOver);
-        self.state.took_over_at = Some(self.now);
+        let version = self.state.record.version() + 1;
+        // One that is refused is asked for again and again: that is told from time to time.
+        if self.state.takeover_asked != version || !self.state.took_over_lately(self.now) {
+            self.note(Note::TakesOver);
+            self.state.took_over_at = Some(self.now);
+        }
+        self.state.takeover_asked = version;
         // From here on nothing is promised any more: it may be decided at any moment.
         self.state.granted = None;
-        Register { version: self.state.record.version() + 1, epoch: self.epoch() + 1, owner: self.state.me(), mode: Mode::Solo }
+        Register { version, epoch: self.epoch() + 1, owner: self.state.me(), mode: Mode::Solo }
     }
 
     /// The operator says that the peer is off and what it had acknowledged may be lost.

@@ -41,6 +41,11 @@ impl State {
 impl Step {
     pub(super) fn lead(&mut self) {
         self.end_handover();
+        if self.releases() {
+            // For as long as the peer is asked, and may do it late: no grant from before counts after that, and its silence meanwhile isn't loss.
+            self.state.lease_until = 0;
+            self.state.released_at = Some(self.now);
+        }
         self.run_postgres();
         self.open();
         self.make_room();

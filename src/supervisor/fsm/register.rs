@@ -1,6 +1,6 @@
 //! The register that decides who may go on alone, and what a node remembers of it on its own disk.
 
-use crate::types::Epoch;
+use crate::types::{Epoch, Millis};
 
 /// One of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +85,8 @@ pub struct Record {
     pub complete: bool,
     /// The epoch in which a copy that was whole was given up to be made anew; `None`: never.
     pub rebuilds_in: Option<Epoch>,
+    /// How long the promises last that this node gives as a follower, in milliseconds; 0 before the first.
+    pub promises: Millis,
     /// Grows with each start of this node's process, so that messages of an earlier one can be told. A record that is begun anew begins
     /// with the calendar's milliseconds: the peer has heard smaller ones of the disk before.
     pub process: u64,

@@ -134,6 +134,8 @@ pub struct State {
     pub handover: Option<Handover>,
     /// When this node took over last.
     pub took_over_at: Option<Millis>,
+    /// The version that it asked for then.
+    pub takeover_asked: u64,
     /// No failover by itself until then.
     pub paused_until: Option<Millis>,
     /// As leader: the peer is in maintenance until then, and not waited for.
@@ -171,7 +173,7 @@ impl State {
             granted_sent_at: 0,
             released_at: None,
             // An earlier process of this node may have promised something just before it ended.
-            promised_until: now + setup.timing.lease,
+            promised_until: now + setup.timing.lease.max(record.promises),
             granted: None,
             postgres: Postgres::Down,
             down_since: now,
@@ -183,6 +185,7 @@ impl State {
             opened: false,
             handover: None,
             took_over_at: None,
+            takeover_asked: 0,
             paused_until: None,
             peer_away_until: None,
             leaving: false,

@@ -313,18 +313,21 @@ impl Driver {
         let before = self.state;
         self.event(Event::Operator(order.wish)).await?;
         let after = &self.state;
+        let epoch = |state: &State| state.record.seen.map_or(0, |seen| seen.epoch);
         let now = clock::now();
         let answer = match order.wish {
             Wish::Switchover if before.handover.is_none() && after.handover.is_some() => {
                 Ok("handing over: requests are held until the peer leads".to_owned())
             }
             Wish::Switchover => Err(why_no_switchover(&before, now)),
-            Wish::AcceptDataLoss if after.is_owner() && after.record.version() > before.record.version() => {
-                Ok(format!("this node is the owner from epoch {} on", after.record.seen.map_or(0, |seen| seen.epoch)))
+            Wish::AcceptDataLoss if after.is_owner() && epoch(after) > epoch(&before) => {
+                Ok(format!("this node is the owner from epoch {} on", epoch(after)))
             }
             Wish::AcceptDataLoss if before.peer_certainly_leads(now) => {
                 let peer = letter(before.me().peer());
-                Err(format!("node {peer} is heard and leads, so its machine isn't off; duet switchover loses nothing"))
+                Err(format!(
+                    "node {peer} is heard and leads, so its machine isn't off. duet switchover loses nothing; if it can't answer anybody, stop it first"
+                ))
             }
             Wish::AcceptDataLoss if before.is_owner() => Err("this node is the owner already".to_owned()),
             Wish::AcceptDataLoss => Err("this node has no whole copy of the data".to_owned()),
@@ -350,8 +353,7 @@ impl Driver {
         let now = clock::now();
         let before = Rights::of(&self.state);
         let (next, actions) = step(&self.state, event, now);
-        let forced = next.is_owner() && next.record.version() > self.state.record.version();
-        if matches!(event, Event::Operator(Wish::AcceptDataLoss)) && forced {
+        if actions.contains(&Action::Note(Note::Forced)) {
             self.parts.gate.accept_loss(next.record.seen.map_or(0, |seen| seen.epoch));
         }
         let after = Rights::of(&next);

@@ -76,6 +76,8 @@ struct Stored {
     intent: Option<StoredIntent>,
     complete: bool,
     rebuilds_in: Option<i64>,
+    #[serde(default)]
+    promises: u64,
     process: u64,
 }
 
@@ -170,6 +172,7 @@ impl RecordFile {
             intent: record.intent.map(|intent| StoredIntent { new: intent.new.into(), base: intent.base }),
             complete: record.complete,
             rebuilds_in: record.rebuilds_in,
+            promises: record.promises,
             process: record.process,
         };
         let line = serde_json::to_string(&stored).expect("numbers and words can be written");
@@ -208,6 +211,7 @@ impl RecordFile {
                 intent: stored.intent.map(intent).transpose()?,
                 complete: stored.complete,
                 rebuilds_in: stored.rebuilds_in,
+                promises: stored.promises,
                 process: stored.process,
             })
         };
@@ -248,6 +252,7 @@ mod tests {
             intent: Some(Intent { new, base: 7 }),
             complete: true,
             rebuilds_in: Some(2),
+            promises: 2500,
             process: 41,
         }
     }

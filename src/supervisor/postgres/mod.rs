@@ -333,26 +333,30 @@ impl Postgres {
         Ok(())
     }
 
-    /// How far a start that takes long has got, for people; another text is progress.
+    /// How far a start that takes long has got, for people.
     fn start_progress(&self) -> Option<String> {
-        // A standby that replays says nothing of it but in the title of the process.
-        self.recent
-            .progress()
-            .into_iter()
-            .chain(Family::of(&self.data_dir, &self.account).replays())
-            .reduce(|said, title| format!("{said}; {title}"))
+        let signs = self.start_signs();
+        signs.into_iter().flatten().reduce(|said, title| format!("{said}; {title}"))
+    }
+
+    /// What tells of it: what PostgreSQL says, and the title of the process that replays, which is all that a standby tells. Another text is
+    /// progress.
+    fn start_signs(&self) -> [Option<String>; 2] {
+        [self.recent.progress(), Family::of(&self.data_dir, &self.account).replays()]
     }
 
     async fn wait_ready(&self, pid: u32, mut exit: watch::Receiver<Option<Exit>>, began: Instant) -> Result<(), StartError> {
         let pgdata = self.data_dir.pgdata();
         // A recovery that was ended would begin again where it began before: it is waited for as long as it gets on.
-        let (mut got_on, mut progress, mut looked) = (began, None, began);
+        let (mut got_on, mut signs, mut looked) = (began, [None, None], began);
         while got_on.elapsed() < self.options.start_deadline {
             if looked.elapsed() > PROGRESS_LOOK {
                 looked = Instant::now();
-                let now = self.start_progress();
-                if now.is_some() && now != progress {
-                    (got_on, progress) = (looked, now);
+                // One that is silent for a moment has not begun anew.
+                for (known, now) in signs.iter_mut().zip(self.start_signs()) {
+                    if now.is_some() && *known != now {
+                        (got_on, *known) = (looked, now);
+                    }
                 }
             }
             if exit.borrow_and_update().is_some() {

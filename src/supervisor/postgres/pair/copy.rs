@@ -276,13 +276,15 @@ async fn run(mut tool: Command, silence_max: Duration, line: impl Fn(&str)) -> R
     let group = ProcessGroup::of(&child);
     let failed = |error: io::Error| ToolError::Failed(error.to_string());
     let Some(mut stderr) = child.stderr.take() else { return Err(ToolError::Failed("its output can't be read".to_owned())) };
-    let (mut said, mut buffer) = (String::new(), [0; 4096]);
+    let (mut said, mut begun, mut buffer) = (String::new(), String::new(), [0; 4096]);
     loop {
         match timeout(silence_max, stderr.read(&mut buffer)).await {
             Ok(Ok(0)) => break,
             Ok(Ok(length)) => {
                 let text = String::from_utf8_lossy(&buffer[..length]);
-                text.split(['\r', '\n']).filter(|text| !text.is_empty()).for_each(&line);
+                begun.push_str(&text);
+                let whole = begun.rfind(['\r', '\n']).map_or(0, |end| end + 1);
+                begun.drain(..whole).as_str().split(['\r', '\n']).filter(|text| !text.is_empty()).for_each(&line);
                 said.push_str(&text);
                 let surplus = said.len().saturating_sub(SAID_BYTES_MAX);
                 let cut = (surplus..said.len()).find(|at| said.is_char_boundary(*at)).unwrap_or(0);
@@ -293,6 +295,7 @@ async fn run(mut tool: Command, silence_max: Duration, line: impl Fn(&str)) -> R
             Err(_) => return Err(ToolError::Failed(format!("no progress for {silence_max:?}"))),
         }
     }
+    line(&begun);
     let status = child.wait().await.map_err(failed)?;
     group.ended();
     if status.success() {

@@ -60,7 +60,8 @@ impl Shared {
         let path = self.postgres.data_dir.pgdata().join(ALTERED);
         let Some(text) = fs::read_to_string(&path).ok().as_deref().and_then(without_ours) else { return Ok(()) };
         tracing::warn!(settings = ?OURS, "taking back what ALTER SYSTEM set: these are Duet's to set");
-        self.write_file(&path, &text)
+        // What is left in it is people's.
+        self.write_file(&path, &text, true)
     }
 
     /// Makes the directory ready for pg_rewind, which begins by recovering a server that was killed, in single-user mode: that refuses to be
@@ -86,18 +87,21 @@ impl Shared {
         if fs::read_to_string(&path).is_ok_and(|present| present == text) {
             return Ok(());
         }
-        self.write_file(&path, &text)
+        // It is written again before every start, and a promotion waits for this.
+        self.write_file(&path, &text, false)
     }
 
     /// Replaces a file of PostgreSQL's configuration.
-    fn write_file(&self, path: &Path, text: &str) -> Result<(), StartError> {
+    fn write_file(&self, path: &Path, text: &str, synced: bool) -> Result<(), StartError> {
         let account = &self.postgres.account;
         let scratch = path.with_extension("conf.duet");
         let written = || -> io::Result<()> {
             fs::write(&scratch, text)?;
+            if synced {
+                fs::File::open(&scratch)?.sync_all()?;
+            }
             fs::set_permissions(&scratch, fs::Permissions::from_mode(0o600))?;
             std::os::unix::fs::chown(&scratch, Some(account.uid), Some(account.gid))?;
-            // Not synced: it is written again before every start, and a promotion waits for this.
             fs::rename(&scratch, path)
         };
         written().map_err(|e| StartError::from_io("can't write", path, &account.name, e))
@@ -166,8 +170,11 @@ impl Control {
             .await
             .map_err(|_| failed("no answer within 10 s".to_owned()))?
             .map_err(|e| failed(e.to_string()))?;
-        if output.status.code().is_none() {
-            return Err(failed(output.status.to_string()));
+        let said = String::from_utf8_lossy(&output.stderr);
+        // It looked, and it isn't there; any other end of its own may be the machine's fault, not the file's.
+        let missing = said.contains("pg_control\"") && said.contains("No such file");
+        if !output.status.success() && !missing {
+            return Err(failed(format!("{}: {}", output.status, said.trim())));
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
@@ -179,10 +186,10 @@ impl Control {
             })
         };
         // It says so when the checksum is wrong, and goes on with what it finds.
-        let damaged = text.contains("CRC mismatch") || String::from_utf8_lossy(&output.stderr).contains("CRC mismatch");
+        let damaged = [&text, &said].iter().any(|output| output.contains("CRC checksum does not match"));
         parsed().filter(|_| !damaged).ok_or_else(|| StartError::Damaged {
             pgdata: postgres.data_dir.pgdata(),
-            detail: format!("pg_controldata: {}", String::from_utf8_lossy(&output.stderr).trim()),
+            detail: format!("pg_controldata: {}", said.trim()),
         })
     }
 }
