@@ -127,7 +127,10 @@ pub(super) fn in_step(statuses: &Statuses) -> bool {
     let [Ok(one), Ok(other)] = statuses else { return false };
     let paired = |status: &NodeStatus| matches!(status.mode.as_deref(), Some("PAIR" | "ASYM"));
     let leads = |status: &NodeStatus| status.open && status.peer_ready && status.details.peer_flushed.is_some();
-    paired(one) && one.mode == other.mode && one.epoch == other.epoch && (leads(one) != leads(other))
+    // The leader may not know yet that the other one makes its copy anew.
+    let follows = |status: &NodeStatus| status.role == "follower" && status.goal == "standby";
+    let in_turn = leads(one) && follows(other) || leads(other) && follows(one);
+    paired(one) && one.mode == other.mode && one.epoch == other.epoch && in_turn
 }
 
 /// The answer of a call that has a deadline, or why there is none, in words.
