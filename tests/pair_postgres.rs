@@ -142,7 +142,8 @@ async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
     let nodes = Nodes::new();
     let fault = nodes.public().join("fault");
     let script = format!(
-        "case \"$(cat {} 2>/dev/null)\" in killed) kill -9 $$;; senseless) exit 1;; esac\nexec $REAL/pg_controldata \"$@\"",
+        "case \"$(cat {} 2>/dev/null)\" in killed) kill -9 $$;; unable) exit 127;; \
+         damaged) echo 'WARNING: Calculated CRC checksum does not match value stored in file.';; esac\nexec $REAL/pg_controldata \"$@\"",
         fault.display()
     );
     nodes.wrap(B, "pg_controldata", &script).await;
@@ -155,6 +156,8 @@ async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
     let told =
         |words: &'static str| move |report: &Report| report.details.trouble.as_ref().is_some_and(|told| told.contains(words));
     assert!(!until(&b, "trouble", told("signal")).await.rebuild_needed);
+    fs::write(&fault, "unable").unwrap();
+    assert!(!until(&b, "trouble", told("127")).await.rebuild_needed);
     fs::remove_file(&fault).unwrap();
     until(&b, "it follows", is_streaming).await;
     // Nor is it given up while it may be all that there is.
@@ -162,7 +165,7 @@ async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
     a.pursue(Goal::Stopped);
     until(&a, "stopped", |report| report.postgres == Postgres::Down).await;
     until(&b, "stopped", |report| report.postgres == Postgres::Down).await;
-    fs::write(&fault, "senseless").unwrap();
+    fs::write(&fault, "damaged").unwrap();
     b.pursue(FOLLOW);
     assert!(!until(&b, "trouble", told("before there is another")).await.rebuild_needed);
     a.pursue(SOLO);
