@@ -70,7 +70,7 @@ test-long: build
 	DUET_BIN=$(DUET) tests/conformance/run.sh clientv3-follower k3s-follower etcdctl-follower storage136 storage134 apiserver controlplane
 
 bench: build
-	@scripts/setup.sh test
+	@scripts/setup.sh bench
 	tests/tools/build.sh etcd >/dev/null
 	cargo bench --locked
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing to build and run Duet ("run"), to test it as well ("test"), or to test it against other
+# Installs what is missing to build and run Duet ("run"), to test it as well ("test"), to measure it ("bench"), or to test it against other
 # PostgreSQLs, too ("postgres"), and says what it does.
 #
 # On Debian and its kin through apt-get; anywhere else it names what to install. What is there already is left alone: a
@@ -7,7 +7,7 @@
 set -eu
 
 purpose=${1:-run}
-case $purpose in run | test | postgres) ;; *) echo "usage: scripts/setup.sh [run|test|postgres]" >&2; exit 64 ;; esac
+case $purpose in run | test | postgres | bench) ;; *) echo "usage: scripts/setup.sh [run|test|postgres|bench]" >&2; exit 64 ;; esac
 
 rust_minor=95 # rust-version in Cargo.toml
 PATH=$HOME/.cargo/bin:$PATH
@@ -138,6 +138,9 @@ if [ "$purpose" != run ]; then
     has_protoc || apt_install "the independent client's code generator" protobuf-compiler libprotobuf-dev
     command -v git >/dev/null || apt_install "git" git
     command -v ip >/dev/null || apt_install "the tests' networks" iproute2
+fi
+if [ "$purpose" = bench ]; then
+    command -v iptables >/dev/null || apt_install "the packets that get lost between hosts" iptables
 fi
 if [ "$purpose" = postgres ]; then
     command -v npm >/dev/null || apt_install "what fetches PostgreSQL 16, 17 and 18" npm
