@@ -107,6 +107,14 @@ impl Follower {
         Self { engine: Engine::start(options, Arc::clone(&log) as Arc<dyn Log>, metrics.clone()), log, way, metrics }
     }
 
+    /// The same, once it follows `leader`.
+    async fn of(leader: &Engine, log: &MemLog) -> Self {
+        let follower = Self::over(log, Options::default());
+        follower.follow(leader);
+        follower.reaches(Role::Following).await;
+        follower
+    }
+
     fn follow(&self, leader: &Engine) {
         self.way.leader.send_replace(Some(Leading(leader.clone())));
     }
@@ -195,9 +203,7 @@ async fn a_follower_shows_what_its_leader_has_published_and_what_it_publishes() 
     for n in 0..50 {
         put(&leading, &format!("k{}", n % 7), &n.to_string()).await;
     }
-    let follower = Follower::over(&log, Options::default());
-    follower.follow(&leading);
-    follower.reaches(Role::Following).await;
+    let follower = Follower::of(&leading, &log).await;
     follower.catches_up(&leading).await;
     assert_eq!(follower.engine.ids(), leading.ids());
     let (_requests, mut responses) = watch_from(&follower.engine, 2).await;
@@ -219,9 +225,7 @@ async fn a_takeover_reads_the_missing_tail_only_and_watches_go_on() {
     for n in 0..20 {
         leading.put(key_put(&format!("k{n}"), "v", 7)).await.unwrap();
     }
-    let follower = Follower::over(&log, Options::default());
-    follower.follow(&leading);
-    follower.reaches(Role::Following).await;
+    let follower = Follower::of(&leading, &log).await;
     let (_requests, mut responses) = watch_from(&follower.engine, 0).await;
     put(&leading, "k1", "without a lease").await;
     follower.catches_up(&leading).await;
@@ -246,9 +250,7 @@ async fn a_takeover_reads_the_missing_tail_only_and_watches_go_on() {
 async fn a_follower_says_when_it_shows_what_the_leader_has_told() {
     let log = MemLog::default();
     let leading = leader(&log, Options::default()).await;
-    let follower = Follower::over(&log, Options::default());
-    follower.follow(&leading);
-    follower.reaches(Role::Following).await;
+    let follower = Follower::of(&leading, &log).await;
     follower.way.held.send_replace(true);
     // The one that was awaited when the way was blocked still arrives.
     put(&leading, "k", "passes").await;
@@ -273,9 +275,7 @@ async fn a_lease_lives_its_time_when_the_leadership_goes_and_comes_back() {
     put(&first.engine, "k", "v").await;
     // Without a lease there is nothing that stores its clock.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let second = Follower::over(&log, Options::default());
-    second.follow(&first.engine);
-    second.reaches(Role::Following).await;
+    let second = Follower::of(&first.engine, &log).await;
     first.log.may.send_replace(false);
     second.takes_over().await;
     assert!(first.engine.put(key_put("k", "lost", 0)).await.is_err());
@@ -299,9 +299,7 @@ async fn a_leader_that_has_lost_its_leadership_follows_with_what_it_has() {
     first.takes_over().await;
     put(&first.engine, "k", "1").await;
     let (_requests, mut responses) = watch_from(&first.engine, 2).await;
-    let second = Follower::over(&log, Options::default());
-    second.follow(&first.engine);
-    second.reaches(Role::Following).await;
+    let second = Follower::of(&first.engine, &log).await;
     first.log.may.send_replace(false);
     second.takes_over().await;
     // What it was about to write is refused by storage, and it finds out.
@@ -321,9 +319,7 @@ async fn what_the_leader_did_not_get_to_delete_is_deleted_by_its_follower_when_t
     for n in 0..100 {
         put(&leading, &format!("k{}", n % 10), &n.to_string()).await;
     }
-    let follower = Follower::over(&log, Options::default());
-    follower.follow(&leading);
-    follower.reaches(Role::Following).await;
+    let follower = Follower::of(&leading, &log).await;
     leading.compact(101, false).await.unwrap();
     follower.catches_up(&leading).await;
     let figures = &follower.metrics.compaction;
@@ -369,9 +365,7 @@ async fn a_copy_of_everything_is_of_one_moment() {
     }
     assert_eq!(copied, stored);
 
-    let follower = Follower::over(&log, Options::default());
-    follower.follow(&leading);
-    follower.reaches(Role::Following).await;
+    let follower = Follower::of(&leading, &log).await;
     follower.catches_up(&leading).await;
 }
 
@@ -440,9 +434,7 @@ async fn a_history_that_is_not_the_leaders_is_given_up() {
     for newer in [0, 1, 3] {
         let log = MemLog::default();
         let first = leader(&log, Options::default()).await;
-        let follower = Follower::over(&log, Options::default());
-        follower.follow(&first);
-        follower.reaches(Role::Following).await;
+        let follower = Follower::of(&first, &log).await;
         for n in 0..8 {
             put(&first, "k", &n.to_string()).await;
         }
@@ -636,9 +628,7 @@ async fn a_follower_tells_what_it_has_itself_and_is_silent_about_what_only_the_l
 async fn a_followers_events_are_those_that_its_own_watchers_are_sent() {
     let log = MemLog::default();
     let leading = leader(&log, Options::default()).await;
-    let follower = Follower::over(&log, Options::default());
-    follower.follow(&leading);
-    follower.reaches(Role::Following).await;
+    let follower = Follower::of(&leading, &log).await;
     put(&leading, "unwatched", "v").await;
     follower.catches_up(&leading).await;
     let events = || figure(&follower.engine, &follower.metrics, "etcd_debugging_mvcc_events_total");

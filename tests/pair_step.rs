@@ -281,6 +281,8 @@ fn a_follower_that_does_not_take_over_says_what_keeps_it_from_it() {
     assert!(says(&state).contains("duet resume"), "{}", says(&state));
     let mut owner = node(NodeId::A, register(NodeId::A, Mode::Pair));
     owner.record.complete = false;
+    assert!(says(&owner).contains("is asked to take over"), "{}", says(&owner));
+    owner.record.seen = Some(register(NodeId::A, Mode::Solo));
     assert!(says(&owner).contains("duet failover --accept-data-loss"), "{}", says(&owner));
     let paused = step(&leader(), Event::Operator(Wish::Pause { until: NOW + 1_000 }), NOW).0;
     assert!(says(&paused).contains("Failover is paused"), "{}", says(&paused));

@@ -383,7 +383,7 @@ impl Shared {
         if before > self.options.queue_bytes_max {
             return Err(Error::TooManyRequests);
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let request = Request::new(command, asked, Some(queued), Some(reply));
         let claim = request.reply.claim.clone();
         match self.requests.try_send(request) {
@@ -391,7 +391,6 @@ impl Shared {
             Err(mpsc::error::TrySendError::Full(_)) => return Err(Error::TooManyRequests),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(Error::Stopped),
         }
-        let mut answer = answer;
         let deadline = Instant::now() + self.options.request_timeout;
         if let Some(hold) = self.options.hold {
             match tokio::time::timeout(hold, &mut answer).await {

@@ -17,7 +17,7 @@
 //! | `handover` | giving the leadership away while both nodes are there |
 //! | `timing` | how long each thing may take |
 //!
-//! Invariants (proved by `tests/pair_model` and `tests/pair_simulation.rs`, which also show that each rule is needed):
+//! Invariants (proved by `tests/pair_model` and `tests/pair_simulation`, which also show that each rule is needed):
 //! - At most one node acknowledges, and whoever opens has everything that was ever acknowledged.
 //! - Nothing that was acknowledged before a read began is missing in it.
 //! - What goes to the disk first goes to the disk first: [`Action::Persist`] precedes whatever rests on it.

@@ -268,6 +268,11 @@ pub fn explain(state: &State, now: Millis) -> String {
     let timing = state.setup.timing;
     let peer = letter(state.me().peer());
     match state.phase {
+        Phase::Boot | Phase::Follower if state.is_owner() && !state.record.complete && state.mode() == Some(Mode::Pair) => {
+            format!(
+                "This node is the owner and has no whole copy of the data; node {peer} has everything, and is asked to take over."
+            )
+        }
         Phase::Boot | Phase::Follower if state.is_owner() && !state.record.complete => format!(
             "This node is the owner and has no whole copy of the data: it can't lead. If node {peer}'s copy is what should be kept, run there: \
              duet failover --accept-data-loss."
