@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
@@ -15,6 +16,8 @@ pub const LINE_PREFIX: &str = "[%p] ";
 
 const LINE_BYTES_MAX: usize = 4096;
 const RECENT_LINES_MAX: usize = 40;
+/// A warning that comes again within so long is the same one, going on.
+const REPEATED: Duration = Duration::from_secs(10);
 
 /// How serious a line is, after PostgreSQL's own levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,8 @@ struct Said {
     lines: VecDeque<String>,
     disk: DiskFaults,
     progress: Option<String>,
+    /// The last warning, and when it came last.
+    warned: Option<(String, Instant)>,
 }
 
 /// What a process told of its disk, however much it said afterwards.
@@ -98,6 +103,14 @@ impl Recent {
         self.lock().disk
     }
 
+    /// Whether this warning is the last one again, and has been coming all the time since it was told: a standby that can't reach its leader has
+    /// one ten times a second.
+    fn is_repeated(&self, warning: &str) -> bool {
+        let now = Instant::now();
+        let before = self.lock().warned.replace((warning.to_owned(), now));
+        before.is_some_and(|(text, at)| text == warning && now - at < REPEATED)
+    }
+
     /// How far a start that takes long has got, such as `redo in progress, at 0/3A000028`. Another text is progress.
     pub fn progress(&self) -> Option<String> {
         self.lock().progress.clone()
@@ -146,6 +159,7 @@ fn take_line(line: &str, recent: &Recent) {
     let text = recent.names.for_people(text);
     match level {
         Level::Error => tracing::error!(target: "postgres", "{text}"),
+        Level::Warn if recent.is_repeated(&text) => tracing::debug!(target: "postgres", "{text}"),
         Level::Warn => tracing::warn!(target: "postgres", "{text}"),
         Level::Info => tracing::info!(target: "postgres", "{text}"),
         Level::Debug => tracing::debug!(target: "postgres", "{text}"),
@@ -272,6 +286,15 @@ mod tests {
         recent.clear();
         recent.push("PANIC:  could not fsync file \"pg_wal/xlogtemp.7\": No space left on device".to_owned());
         assert_eq!(recent.disk(), DiskFaults { failed: false, full: true }, "nothing was lost");
+    }
+
+    #[test]
+    fn a_warning_that_comes_again_and_again_is_told_once() {
+        let recent = Recent::default();
+        let told = ["one", "one", "two", "one", "one"].map(|warning| !recent.is_repeated(warning));
+        assert_eq!(told, [true, false, true, true, false]);
+        recent.lock().warned.as_mut().unwrap().1 -= REPEATED;
+        assert!(!recent.is_repeated("one"), "the same trouble at another time");
     }
 
     #[test]
