@@ -195,6 +195,28 @@ fn an_owner_that_has_been_away_does_not_lead_on_the_word_of_a_peer_without_a_mem
 }
 
 #[test]
+fn a_witness_that_is_behind_what_the_peer_tells_is_lost_only_if_it_stays_behind() {
+    let newer = Register { version: 10, ..register(NodeId::A, Mode::Pair) };
+    let mut owner = leader();
+    let behind = owner.answer.unwrap();
+    let confirms = |now| {
+        let grant = Some(Grant { process: 1, sent_at: now, lasts: TIMING.lease });
+        Heartbeat { sent_at: now, grant, ready: true, ..heartbeat(NodeId::B, Some(newer)) }
+    };
+    let mut proposed = None;
+    for now in (NOW..NOW + 2 * TIMING.witness_lost).step_by(100) {
+        owner = step(&owner, Event::Tick, now).0;
+        owner = heard(&owner, confirms(now), now);
+        owner = step(&owner, Event::Read(behind), now).0;
+        proposed = proposed.or(owner.proposal.map(|_| now - NOW));
+    }
+    assert!(proposed.is_some_and(|after| after >= TIMING.witness_lost), "{proposed:?}");
+    let mut owner = heard(&leader(), confirms(NOW), NOW);
+    owner = step(&owner, Event::Read(Answer { instance: INSTANCE + 1, ..behind }), NOW).0;
+    assert!(owner.proposal.is_some(), "another register is never waited for");
+}
+
+#[test]
 fn a_process_that_has_just_started_is_told_at_once_what_there_is() {
     let sends = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Send(_)));
     let (known, actions) = step(&leader(), Event::Heard(heartbeat(NodeId::B, None)), NOW);

@@ -8,7 +8,7 @@ use duet::supervisor::fsm::Third;
 use simulation::{Simulation, Weather};
 
 /// Seeds that found something once.
-const REGRESSIONS: &[u64] = &[];
+const REGRESSIONS: &[u64] = &[83, 2365];
 
 /// A test's share of the seeds, in hundredths.
 fn seeds(share: u64) -> Vec<u64> {

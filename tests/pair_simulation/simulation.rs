@@ -284,9 +284,12 @@ impl Simulation {
         None
     }
 
-    /// A right that was given to a node at the moment in which it lost its disk comes back only by an operator's word.
+    /// A right that was given to a node at the moment in which it lost its disk comes back only by an operator's word. So does one that
+    /// only a disk and a witness knew of that are both gone.
     fn decide(&mut self) {
-        if self.weather.third == Third::Witness || !self.nodes.iter().any(Node::has_new_disk) {
+        let known = self.nodes.iter().any(|node| node.disk.instance == Some(self.witness.instance));
+        let witnessed = self.weather.third == Third::Witness && known;
+        if witnessed || !self.nodes.iter().any(Node::has_new_disk) {
             return;
         }
         self.run_for(10_000);

@@ -28,10 +28,14 @@ impl State {
 
     /// Whether the witness has had its time to answer, and hasn't, or can't be believed; true when there is none.
     fn witness_is_lost(&self, now: u64) -> bool {
-        let silent = now >= self.answered_at.max(self.forgiven_at) + self.setup.timing.witness_lost;
+        let patience = self.setup.timing.witness_lost;
+        let silent = now >= self.answered_at.max(self.forgiven_at) + patience;
+        // The peer may tell what the witness has before the witness does: an answer that is behind is given the time to catch up.
+        let behind = self.answer.is_some_and(|answer| self.record.instance == Some(answer.instance));
+        let catches_up = behind && now < self.adopted_at.max(self.forgiven_at) + patience;
         match self.setup.third {
             Third::Nobody => true,
-            Third::Witness => silent || (self.answer.is_some() && !self.witness_is_usable(now)),
+            Third::Witness => silent || (self.answer.is_some() && !self.witness_is_usable(now) && !catches_up),
             // It has nothing to be asked for.
             Third::Fence { .. } => false,
         }

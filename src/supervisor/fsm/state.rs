@@ -96,6 +96,8 @@ pub struct State {
     pub answer: Option<Answer>,
     /// When that came.
     pub answered_at: Millis,
+    /// When this process last took a value as the newest. What the witness answered before may be older, which is nothing bad.
+    pub adopted_at: Millis,
     /// When the witness was asked last.
     pub asked_at: Option<Millis>,
     /// A compare-and-swap under way.
@@ -165,6 +167,7 @@ impl State {
             forgiven_at: now,
             answer: None,
             answered_at: now,
+            adopted_at: now,
             asked_at: None,
             pending: None,
             proposal: None,

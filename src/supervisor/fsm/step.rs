@@ -241,6 +241,7 @@ impl Step {
             return;
         }
         self.state.issued = self.state.issued.max(value.version);
+        self.state.adopted_at = self.now;
         if self.state.record.seen.map(|seen| seen.mode) != Some(value.mode) {
             self.note(match value.mode {
                 Mode::Pair => Note::Paired,
