@@ -4,7 +4,7 @@ mod common;
 
 use std::fs::DirBuilder;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::process::Command;
 use std::time::Instant;
@@ -242,15 +242,10 @@ fn no_refusal_shows_a_password() {
 fn a_node_is_checked_before_its_first_start() {
     let dir = scratch();
     let out = dir.path().join("pair");
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let ports = || format!("{},{}", free(), free());
+    let [ca, cb, pa, pb, ga, gb, witness] = common::peers::free_ports::<7>();
     let init = format!(
-        "init --cluster edge --a 127.0.0.1 --b 127.0.0.1 --witness 127.0.0.1 --in-place --client-port {} --peer-port {} --pg-port {} \
-         --witness-port {} --out {}",
-        ports(),
-        ports(),
-        ports(),
-        free(),
+        "init --cluster edge --a 127.0.0.1 --b 127.0.0.1 --witness 127.0.0.1 --in-place --client-port {ca},{cb} --peer-port {pa},{pb} \
+         --pg-port {ga},{gb} --witness-port {witness} --out {}",
         out.display()
     );
     assert!(Command::new(duet()).args(args(&init)).output().unwrap().status.success());

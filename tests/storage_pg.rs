@@ -115,6 +115,39 @@ async fn everything_that_was_appended_comes_back_as_it_was() {
 }
 
 #[tokio::test]
+async fn a_session_that_was_made_ready_before_is_used_and_one_that_has_ended_is_not() {
+    let database = Database::new().await;
+    let client = database.client().await;
+    let log = log(&database.config);
+    let opened = async || loop {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'duet writer' AND datname = current_database() \
+                   AND query LIKE '%duet.batch%' AND state = 'idle'";
+        if let Some(row) = client.query_opt(sql, &[]).await.unwrap() {
+            return row.get::<_, i32>(0);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    // Without tables yet, and with them.
+    for epoch in 1..=2 {
+        log.prepare();
+        let ready = opened().await;
+        let mut writer = acquire(&log).await;
+        assert_eq!((writer_pid(&client).await, writer.meta().epoch), (ready, epoch));
+        writer.append(one(epoch + 1)).await.unwrap();
+        assert_eq!(recover(&mut *writer, 1).await.unwrap().len() as i64, epoch);
+        writer.close().await;
+    }
+    log.prepare();
+    let ready = opened().await;
+    client.execute("SELECT pg_terminate_backend($1, 10000)", &[&ready]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut writer = acquire(&log).await;
+    assert_ne!(writer_pid(&client).await, ready);
+    writer.append(one(4)).await.unwrap();
+    assert_eq!(stored(&client).await, [2, 3, 4]);
+}
+
+#[tokio::test]
 async fn a_failed_batch_makes_every_batch_sent_behind_it_do_nothing() {
     let database = Database::new().await;
     let client = database.client().await;

@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -46,7 +45,7 @@ impl External {
         certificates(dir.path(), &account);
         let hba = dir.path().join("hba.conf");
         fs::write(&hba, "hostssl all all 127.0.0.1/32 scram-sha-256\nhostssl all all ::1/128 scram-sha-256\n").unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let [port] = common::peers::free_ports();
         let pgdata = dir.path().join("data/postgres");
         let binaries = Binaries::find(common::bin_dir().as_deref(), None, &pgdata).await.unwrap();
         let server = serve(&binaries, &account, dir.path(), &hba, port);

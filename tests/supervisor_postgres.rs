@@ -89,8 +89,8 @@ async fn postgresql_goes_on_in_the_wal_segments_that_its_data_directory_was_made
     let segment = |number: u32| {
         fs::metadata(dir.path().join(format!("data/postgres/pg_wal/00000001{number:016X}"))).map(|m| (m.ino(), m.len()))
     };
-    let made: Vec<_> = (1..=8).map(|number| segment(number).unwrap()).collect();
-    assert!(made.iter().all(|(_, bytes)| *bytes == 16 << 20), "{made:?}");
+    let made: Vec<_> = (1..=32).map(|number| segment(number).unwrap()).collect();
+    assert!(made.iter().all(|(_, bytes)| *bytes == 4 << 20), "{made:?}");
     let client = connect(&postgres).await;
     client.batch_execute("CREATE TABLE t (n int); SELECT pg_switch_wal(); INSERT INTO t VALUES (1)").await.unwrap();
     let present: String = client.query_one("SELECT pg_walfile_name(pg_current_wal_lsn())", &[]).await.unwrap().get(0);

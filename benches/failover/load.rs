@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use etcd_client::{Client, ConnectOptions, Error, GetOptions};
 use tokio::sync::mpsc;
@@ -45,13 +45,16 @@ pub struct Load {
 pub struct Gap {
     /// The longest time without an acknowledgement.
     pub longest: Duration,
+    /// How long before it was looked for that ended.
+    ended_ago: Duration,
     /// Writes that were answered with anything else.
     pub failed: usize,
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "longest gap {:?}, {} failed", self.longest, self.failed)
+        let ended = (SystemTime::now() - self.ended_ago).duration_since(UNIX_EPOCH).unwrap_or_default();
+        write!(f, "longest gap {:?} until {:.6}, {} failed", self.longest, ended.as_secs_f64(), self.failed)
     }
 }
 
@@ -82,10 +85,11 @@ impl Load {
         acknowledged.sort_by_key(|write| write.answered);
         let first = acknowledged.iter().find(|write| write.sent >= effective).expect("somebody answers again");
         let since: Vec<Instant> = acknowledged.iter().map(|write| write.answered).filter(|at| *at >= began).collect();
-        let longest = since.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
-        let longest = longest.max(since.first().map_or(Duration::ZERO, |first| *first - began));
+        let from_first = since.first().map(|first| (*first - began, *first));
+        let gaps = since.windows(2).map(|pair| (pair[1] - pair[0], pair[1])).chain(from_first);
+        let (longest, ended) = gaps.max().unwrap_or((Duration::ZERO, began));
         let failed = writes.iter().filter(|write| write.revision.is_none() && write.answered >= began).count();
-        (first.answered - effective, Gap { longest, failed })
+        (first.answered - effective, Gap { longest, ended_ago: ended.elapsed(), failed })
     }
 }
 

@@ -164,6 +164,9 @@ pub trait Log: Send + Sync {
     /// `advertise` is stored for the replicas: the client URLs under which the writer is reached.
     fn acquire(&self, wait: bool, advertise: Vec<String>) -> BoxFuture<'_, Result<Box<dyn Writer>, LogError>>;
 
+    /// Whoever calls this is about to call [`Log::acquire`], and waits for the right to: what can be made ready meanwhile is.
+    fn prepare(&self) {}
+
     /// The present writer, for a replica that proxies to it; `None` when there is none.
     fn leader(&self) -> BoxFuture<'_, Result<Option<Leader>, LogError>>;
 

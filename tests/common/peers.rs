@@ -1,8 +1,11 @@
 //! The real programs that Duet is tested with, which are built first if need be.
 
+use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use super::process::{Process, READY};
 
@@ -14,17 +17,22 @@ pub fn program(name: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
-/// Ports that are free for TCP and UDP at this moment.
+/// Those that clients' connections get are above: one of them may be taken at any moment.
+const PORTS: Range<u16> = 12_000..32_000;
+
+/// Ports that are free for TCP and UDP, and that nobody else in this process is given.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let mut held = Vec::new();
-    while held.len() < N {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        if let Ok(udp) = UdpSocket::bind(("127.0.0.1", port)) {
-            held.push((port, tcp, udp));
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
+    std::array::from_fn(|_| {
+        loop {
+            let port = rand::random_range(PORTS);
+            let is_free = || TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok();
+            if given.insert(port) && is_free() {
+                return port;
+            }
         }
-    }
-    std::array::from_fn(|at| held[at].0)
+    })
 }
 
 /// An etcd of one member over the data in `data`, ready to serve.

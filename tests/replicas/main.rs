@@ -6,7 +6,6 @@ mod common;
 mod ways;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -95,7 +94,8 @@ impl World {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let [port] = common::peers::free_ports();
+    port
 }
 
 fn file(home: &Path) -> Option<PathBuf> {

@@ -1,5 +1,6 @@
 //! Connection strings (libpq's, several hosts included) and TLS, without OpenSSL.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,16 @@ impl PgOptions {
     #[must_use]
     pub fn with_read_deadline(self, read_deadline: Duration) -> Self {
         Self { read_deadline, ..self }
+    }
+
+    /// How to connect to whichever server may be used: a standby, too, if reads may be answered by one.
+    pub(super) fn config_for_any(&self) -> Cow<'_, tokio_postgres::Config> {
+        if !self.reads_standby {
+            return Cow::Borrowed(&self.config);
+        }
+        let mut config = self.config.clone();
+        config.target_session_attrs(TargetSessionAttrs::Any);
+        Cow::Owned(config)
     }
 
     /// Lets reads be answered while the server is a standby.

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `dsn` | connection strings and TLS |
 //! | `session` | a connection, its notices, what errors mean |
+//! | `opened` | a session for writing, as ready as it can be before anything may be written |
 //! | `schema` | tables, migrations, views for people |
 //! | `writer`, `params` | batches |
 //! | `recover` | reading the log at the start |
@@ -19,6 +20,7 @@
 
 mod compact;
 mod dsn;
+mod opened;
 mod pages;
 mod params;
 mod reader;
@@ -30,13 +32,15 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::Client;
+use parking_lot::Mutex;
+use tokio_postgres::{Client, Statement};
 
 pub use self::dsn::{DsnError, PgOptions};
+use self::opened::{Ahead, Opened};
 use self::reader::PgReader;
 pub use self::session::text;
-use self::session::{Session, unavailable};
-use self::writer::PgWriter;
+use self::session::unavailable;
+use self::writer::{PgWriter, Statements};
 use super::{AlarmRow, BoxFuture, Leader, LeaseRow, Log, LogError, Meta, Reader, Writer};
 use crate::types::Epoch;
 
@@ -48,57 +52,50 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 /// How long each step of taking over may take. The barrier waits for the standby, if there is one.
 const STEP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The oldest minor versions that never skip the wait for the standby, as PostgreSQL's server_version_num.
-const FIRST_GOOD: [(i32, i32); 3] = [(15, 150_013), (16, 160_009), (17, 170_005)];
-
-/// Settings of the writer's session: no limit may end a batch at a moment of its own choosing but the wait for a lock, which
-/// certainly applies nothing; a dead peer is noticed from both ends; no parallel worker, which connects anew and may so warn of the
-/// database in the middle of the session; warnings are sent, whatever the role, the database or a file asks for, because the only sign
-/// of a commit whose wait for the standby was cancelled is one.
-const WRITER_SESSION: &str = "SET application_name = 'duet writer'; SET client_min_messages = warning; \
-    SET statement_timeout = 0; SET lock_timeout = '10s'; \
-    SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET default_transaction_read_only = off; \
-    SET work_mem = '64MB'; SET enable_sort = off; SET max_parallel_workers_per_gather = 0; \
-    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s'; \
-    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply'); \
-    SELECT set_config('transaction_timeout', '0', false) FROM pg_settings WHERE name = 'transaction_timeout';";
-
 /// See the module.
 pub struct PgLog {
     options: PgOptions,
     reader: Arc<PgReader>,
+    /// What the next session for writing begins with, if [`Log::prepare`] was asked for it.
+    ahead: Mutex<Option<Ahead>>,
 }
 
 impl PgLog {
     /// Connects to nothing yet.
     pub fn new(options: PgOptions) -> Result<Self, LogError> {
-        Ok(Self { reader: Arc::new(PgReader::new(options.clone())?), options })
+        Ok(Self { reader: Arc::new(PgReader::new(options.clone())?), options, ahead: Mutex::new(None) })
     }
 
     async fn acquire_session(&self, wait: bool, advertise: Vec<String>) -> Result<Box<dyn Writer>, LogError> {
-        let session = Session::connect(&self.options).await?;
-        step("setting up the session", async {
-            session.client.batch_execute(reader::SESSION).await.map_err(unavailable)?;
-            session.client.batch_execute(WRITER_SESSION).await.map_err(unavailable)?;
-            check_server(&session.client).await
-        })
-        .await?;
-        lock(&session.client, wait).await?;
-        step("preparing the schema", schema::ensure(&session.client)).await?;
+        let ahead = self.ahead.lock().take();
+        let Opened { session, lock: ask, statements } = match ahead {
+            Some(ahead) => ahead.session(&self.options).await?,
+            None => Opened::new(&self.options).await?,
+        };
+        lock(&session.client, &ask, wait).await?;
+        let version = statements.as_ref().map(|statements| &statements.version);
+        let is_new = step("preparing the schema", schema::ensure(&session.client, version)).await?;
+        let statements = match statements.filter(|_| !is_new) {
+            Some(statements) => statements,
+            None => step("preparing statements", Statements::new(&session.client)).await?,
+        };
         session.health.count_warnings();
-        let (epoch, wrote_before) = step("the barrier write", barrier(&session.client, advertise)).await?;
-        let meta = Meta { wrote_before, ..step("reading what is stored", meta(&session.client, epoch)).await? };
+        let (epoch, wrote_before) = step("the barrier write", barrier(&session.client, &statements.barrier, advertise)).await?;
+        let meta = Meta { wrote_before, ..step("reading what is stored", meta(&session.client, &statements, epoch)).await? };
         // A warning since: the barrier may not have reached the standby.
         session.health.check().map_err(|e| LogError::Unavailable(e.to_string()))?;
-        let writer = step("preparing statements", PgWriter::new(session, meta)).await?;
         tracing::info!(epoch, "the writer's session has begun");
-        Ok(Box::new(writer))
+        Ok(Box::new(PgWriter::new(session, statements, meta)))
     }
 }
 
 impl Log for PgLog {
     fn acquire(&self, wait: bool, advertise: Vec<String>) -> BoxFuture<'_, Result<Box<dyn Writer>, LogError>> {
         Box::pin(self.acquire_session(wait, advertise))
+    }
+
+    fn prepare(&self) {
+        *self.ahead.lock() = Some(Ahead::begin(self.options.clone()));
     }
 
     fn leader(&self) -> BoxFuture<'_, Result<Option<Leader>, LogError>> {
@@ -116,31 +113,11 @@ async fn step<T>(what: &str, work: impl Future<Output = Result<T, LogError>>) ->
         .unwrap_or_else(|_| Err(LogError::Unavailable(format!("{what} was not done within {STEP_DEADLINE:?}"))))
 }
 
-async fn check_server(client: &Client) -> Result<(), LogError> {
-    let sql = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
-               current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', current_setting('server_encoding')";
-    let row = client.query_one(sql, &[]).await.map_err(unavailable)?;
-    let (number, version): (i32, String) = (row.get(0), row.get(1));
-    let too_old = number < 150_000 || FIRST_GOOD.iter().any(|(major, good)| number / 10_000 == *major && number < *good);
-    if too_old {
-        return Err(LogError::Unusable(format!(
-            "PostgreSQL {version} can lose acknowledged writes at a failover (fixed in 15.13, 16.9 and 17.5): update the server"
-        )));
-    }
-    if !row.get::<_, bool>(2) {
-        tracing::warn!("the database runs with fsync or full_page_writes off: a power cut can destroy the store");
-    }
-    Ok(())
-}
-
-async fn lock(client: &Client, wait: bool) -> Result<(), LogError> {
-    let sql = "SELECT pg_try_advisory_lock($1)";
-    let statement = step("asking for the writer's lock", async { client.prepare(sql).await.map_err(unavailable) }).await?;
+async fn lock(client: &Client, ask: &Statement, wait: bool) -> Result<(), LogError> {
     loop {
-        let row = step("asking for the writer's lock", async {
-            client.query_one(&statement, &[&WRITER_LOCK]).await.map_err(unavailable)
-        })
-        .await?;
+        let row =
+            step("asking for the writer's lock", async { client.query_one(ask, &[&WRITER_LOCK]).await.map_err(unavailable) })
+                .await?;
         if row.get(0) {
             return Ok(());
         }
@@ -153,21 +130,21 @@ async fn lock(client: &Client, wait: bool) -> Result<(), LogError> {
 
 /// Raises the epoch; it, and the URLs of whoever wrote before. The commit waits, as every commit of this session, for the disk and the
 /// standby, and so for everything that any session before it committed.
-async fn barrier(client: &Client, advertise: Vec<String>) -> Result<(Epoch, Vec<String>), LogError> {
-    let sql = "WITH before AS (SELECT advertise FROM duet.meta) \
-        UPDATE duet.meta SET epoch = epoch + 1, advertise = $1 RETURNING epoch, (SELECT advertise FROM before)";
-    let row = client.query_one(sql, &[&advertise]).await.map_err(unavailable)?;
+async fn barrier(client: &Client, barrier: &Statement, advertise: Vec<String>) -> Result<(Epoch, Vec<String>), LogError> {
+    let row = client.query_one(barrier, &[&advertise]).await.map_err(unavailable)?;
     Ok((row.get(0), row.get(1)))
 }
 
-async fn meta(client: &Client, epoch: Epoch) -> Result<Meta, LogError> {
-    let sql = "SELECT cluster_id, member_id, epoch, compacted, lessor_clock, (SELECT rev FROM duet.log ORDER BY rev DESC LIMIT 1) FROM duet.meta";
-    let row = client.query_one(sql, &[]).await.map_err(unavailable)?;
+async fn meta(client: &Client, statements: &Statements, epoch: Epoch) -> Result<Meta, LogError> {
+    let (row, leases, alarms) = tokio::try_join!(
+        client.query_one(&statements.meta, &[]),
+        client.query(&statements.leases, &[]),
+        client.query(&statements.alarms, &[]),
+    )
+    .map_err(unavailable)?;
     if row.get::<_, Epoch>(2) != epoch {
         return Err(LogError::Deposed("another writer raised the epoch".to_owned()));
     }
-    let leases = client.query("SELECT id, ttl, expiry FROM duet.lease ORDER BY id", &[]).await.map_err(unavailable)?;
-    let alarms = client.query("SELECT member_id, alarm FROM duet.alarm ORDER BY 1, 2", &[]).await.map_err(unavailable)?;
     Ok(Meta {
         cluster_id: row.get::<_, i64>(0).cast_unsigned(),
         member_id: row.get::<_, i64>(1).cast_unsigned(),

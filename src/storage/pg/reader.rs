@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
-use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 
 use super::pages::{PgSnapshot, page};
@@ -41,11 +40,7 @@ impl PgReader {
     /// Connects to nothing yet.
     pub fn new(options: PgOptions) -> Result<Self, LogError> {
         let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let mut config = options.config.clone();
-        if options.reads_standby {
-            config.target_session_attrs(TargetSessionAttrs::Any);
-        }
-        let manager = Manager::from_config(config, options.tls.clone(), manager_config);
+        let manager = Manager::from_config(options.config_for_any().into_owned(), options.tls.clone(), manager_config);
         let pool = Pool::builder(manager)
             .max_size(options.readers_max)
             .runtime(Runtime::Tokio1)

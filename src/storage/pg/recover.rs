@@ -5,6 +5,7 @@ use futures_util::{TryStreamExt, pin_mut};
 use tokio_postgres::{Client, Row};
 
 use super::session::unavailable;
+use super::writer::Statements;
 use crate::storage::{LogError, LogRow};
 use crate::types::{Rev, Revision};
 
@@ -16,11 +17,15 @@ pub const COLUMNS: &str = "rev, sub, key, value, create_rev, version, lease";
 
 /// Streams the rows after revision `after`. The session holds the writer's lock and does nothing else meanwhile, so that nothing
 /// is appended or compacted.
-pub async fn recover(client: &Client, after: Revision, sink: &mut (dyn FnMut(Vec<LogRow>) + Send)) -> Result<(), LogError> {
+pub async fn recover(
+    client: &Client,
+    statements: &Statements,
+    after: Revision,
+    sink: &mut (dyn FnMut(Vec<LogRow>) + Send),
+) -> Result<(), LogError> {
     let compacted: Revision =
-        client.query_one("SELECT compacted FROM duet.meta", &[]).await.and_then(|row| row.try_get(0)).map_err(unavailable)?;
-    let sql = format!("SELECT {COLUMNS} FROM duet.log WHERE rev > $1 ORDER BY rev, sub");
-    let rows = client.query_raw(&sql, [after]).await.map_err(unavailable)?;
+        client.query_one(&statements.compacted, &[]).await.and_then(|row| row.try_get(0)).map_err(unavailable)?;
+    let rows = client.query_raw(&statements.tail, [after]).await.map_err(unavailable)?;
     pin_mut!(rows);
     let mut chunk = Vec::new();
     let mut chunk_bytes = 0;

@@ -68,9 +68,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects and waits until the server is one that can be written to.
+    /// Connects to a server that can be written to, or will be.
     pub async fn connect(options: &PgOptions) -> Result<Self, LogError> {
-        let connecting = options.config.connect(options.tls.clone());
+        let config = options.config_for_any();
+        let connecting = config.connect(options.tls.clone());
         let (client, mut connection) = tokio::time::timeout(CONNECT_DEADLINE, connecting)
             .await
             .map_err(|_| LogError::Unavailable(format!("no connection to PostgreSQL within {CONNECT_DEADLINE:?}")))?

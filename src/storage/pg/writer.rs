@@ -56,6 +56,12 @@ const EVERYTHING: &str = concat!(
     " SELECT 1 FROM ok",
 );
 
+const BARRIER: &str = "WITH before AS (SELECT advertise FROM duet.meta) \
+    UPDATE duet.meta SET epoch = epoch + 1, advertise = $1 RETURNING epoch, (SELECT advertise FROM before)";
+
+const META: &str = "SELECT cluster_id, member_id, epoch, compacted, lessor_clock, \
+    (SELECT rev FROM duet.log ORDER BY rev DESC LIMIT 1) FROM duet.meta";
+
 const CONFIRM: &str =
     "SELECT 1 FROM duet.meta WHERE epoch = $1 AND current_setting('duet.batch', true) <> '' AND NOT pg_is_in_recovery()";
 
@@ -68,24 +74,46 @@ pub struct PgWriter {
     sent: u64,
 }
 
+/// Everything that a session as the writer asks PostgreSQL, prepared.
 #[derive(Clone)]
-struct Statements {
+pub struct Statements {
+    pub version: Statement,
+    pub barrier: Statement,
+    pub meta: Statement,
+    pub leases: Statement,
+    pub alarms: Statement,
+    pub compacted: Statement,
+    pub tail: Statement,
     rows_only: Statement,
     everything: Statement,
     confirm: Statement,
 }
 
+impl Statements {
+    /// All at once: one answer is waited for, not ten.
+    pub async fn new(client: &Client) -> Result<Self, LogError> {
+        let tail = format!("SELECT {} FROM duet.log WHERE rev > $1 ORDER BY rev, sub", recover::COLUMNS);
+        let (version, barrier, meta, leases, alarms, compacted, tail, rows_only, everything, confirm) = tokio::try_join!(
+            client.prepare("SELECT schema_version FROM duet.meta"),
+            client.prepare(BARRIER),
+            client.prepare(META),
+            client.prepare("SELECT id, ttl, expiry FROM duet.lease ORDER BY id"),
+            client.prepare("SELECT member_id, alarm FROM duet.alarm ORDER BY 1, 2"),
+            client.prepare("SELECT compacted FROM duet.meta"),
+            client.prepare(&tail),
+            client.prepare(ROWS_ONLY),
+            client.prepare(EVERYTHING),
+            client.prepare(CONFIRM),
+        )
+        .map_err(unavailable)?;
+        Ok(Self { version, barrier, meta, leases, alarms, compacted, tail, rows_only, everything, confirm })
+    }
+}
+
 impl PgWriter {
-    /// Makes `session`, which holds the lock and has raised the epoch to `meta.epoch`, ready for batches.
-    pub async fn new(session: Session, meta: Meta) -> Result<Self, LogError> {
-        let client = &session.client;
-        client.batch_execute("SELECT set_config('duet.batch', '0', false)").await.map_err(unavailable)?;
-        let statements = Statements {
-            rows_only: client.prepare(ROWS_ONLY).await.map_err(unavailable)?,
-            everything: client.prepare(EVERYTHING).await.map_err(unavailable)?,
-            confirm: client.prepare(CONFIRM).await.map_err(unavailable)?,
-        };
-        Ok(Self { session, meta, statements, sent: 0 })
+    /// `session` holds the lock and has raised the epoch to `meta.epoch`.
+    pub fn new(session: Session, statements: Statements, meta: Meta) -> Self {
+        Self { session, meta, statements, sent: 0 }
     }
 }
 
@@ -99,7 +127,7 @@ impl Writer for PgWriter {
         after: Revision,
         sink: &'a mut (dyn FnMut(Vec<LogRow>) + Send),
     ) -> BoxFuture<'a, Result<(), LogError>> {
-        Box::pin(recover::recover(&self.session.client, after, sink))
+        Box::pin(recover::recover(&self.session.client, &self.statements, after, sink))
     }
 
     fn append(&mut self, batch: Arc<Batch>) -> BoxFuture<'static, Result<(), LogError>> {

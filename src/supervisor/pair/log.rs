@@ -32,6 +32,10 @@ impl GatedLog {
             if owned && !rights.owns {
                 return Err(not_leader());
             }
+            if rights.owns && !owned {
+                // While PostgreSQL is promoted.
+                self.inner.prepare();
+            }
             owned = rights.owns;
             let promise_ends = if rights.open { rights.not_before.saturating_sub(now) } else { u64::MAX };
             tokio::select! {

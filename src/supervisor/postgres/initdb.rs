@@ -24,10 +24,11 @@ use super::{
 };
 use crate::telemetry::systemd::VARIABLES;
 
-/// A WAL segment: PostgreSQL's default, in MiB.
-const WAL_SEGMENT_MIB: usize = 16;
+/// A WAL segment, in MiB. Smaller than PostgreSQL's default, 16: a promotion writes a whole one, which took half of its time, and so does a commit
+/// that finds none to be used again (docs/performance.md).
+const WAL_SEGMENT_MIB: usize = 4;
 /// Up to which number WAL segments are made with the data directory: as many as `min_wal_size` keeps.
-const WAL_SEGMENTS: u32 = 8;
+const WAL_SEGMENTS: u32 = 32;
 /// How much must stay free on the disk for that, in bytes.
 const FREE_BYTES_MIN: u64 = 1 << 30;
 const STEP_DEADLINE: Duration = Duration::from_secs(120);
@@ -129,6 +130,7 @@ pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account, 
     std::os::unix::fs::chown(&scratch, Some(account.uid), Some(account.gid)).map_err(|e| io("can't give away", e))?;
     let role = format!("--username={ROLE}");
     // C locale: the same order and the same messages on every machine. Checksums: a rotten page is an error, not data.
+    let wal_segment = format!("--wal-segsize={WAL_SEGMENT_MIB}");
     let make = [
         role.as_str(),
         "--auth-local=peer",
@@ -136,7 +138,7 @@ pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account, 
         "--encoding=UTF8",
         "--locale=C",
         "--data-checksums",
-        "--wal-segsize=16", // WAL_SEGMENT_MIB
+        &wal_segment,
         "--no-sync",
         "--no-instructions",
     ];
@@ -162,8 +164,8 @@ pub async fn ensure(binaries: &Binaries, data_dir: &DataDir, account: &Account, 
     sync_dir(data_dir.root()).map_err(|e| io("can't sync the parent of", e))
 }
 
-/// Gives PostgreSQL its first WAL segments. It takes a segment that exists; otherwise it writes 16 MiB of zeros and syncs them while a
-/// commit, and so every write behind it, waits: some 15 ms, on a busy disk 100 (docs/performance.md). Later ones are recycled.
+/// Gives PostgreSQL its first WAL segments. It takes a segment that exists; otherwise it writes one of zeros and syncs it while a
+/// commit, and so every write behind it, waits: with 16 MiB some 15 ms, on a busy disk 100 (docs/performance.md). Later ones are recycled.
 ///
 /// Written and not just allocated: a commit to blocks that were never written takes half as long again, or longer.
 fn make_wal_segments(pg_wal: &Path, uid: u32, gid: u32) -> io::Result<()> {

@@ -146,6 +146,8 @@ struct Shared {
     armed: AtomicBool,
     /// It was promoted, and no checkpoint has been asked for since.
     promoted: AtomicBool,
+    /// The session that watches a standby, for its promotion.
+    watching: Mutex<Option<probe::Session>>,
     room: disk::Room,
     /// The disk failed under the data that is there: see [`Shared::is_distrusted`].
     distrusted: AtomicBool,
@@ -185,6 +187,7 @@ impl PairPostgres {
             details: Mutex::new(details),
             armed: AtomicBool::new(false),
             promoted: AtomicBool::new(false),
+            watching: Mutex::new(None),
             room: disk::Room::default(),
             distrusted: AtomicBool::new(false),
             disk: Arc::default(),

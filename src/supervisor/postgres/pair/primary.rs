@@ -20,6 +20,8 @@ use crate::supervisor::fsm::{self, Sync};
 
 /// How long the postmaster may take to take over a changed configuration.
 const RELOAD_DEADLINE: Duration = Duration::from_secs(5);
+/// From a promotion to its checkpoint.
+const SETTLED: Duration = Duration::from_millis(300);
 const PROMOTE_DEADLINE: Duration = Duration::from_secs(60);
 /// A standby that flushes nothing new for so long, while there is something, doesn't confirm.
 const CONFIRM_MAX: Duration = Duration::from_millis(300);
@@ -80,7 +82,7 @@ impl Pursuit<'_> {
 
     async fn become_primary(&self, sync: bool) -> Result<Session, String> {
         let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
-        if running && let Ok(session) = self.shared.session().await {
+        if running && let Some(session) = self.present_session().await {
             return match session.look().await? {
                 Seen { in_recovery: true, .. } => self.promote(session, sync).await,
                 _ => Ok(session),
@@ -94,6 +96,17 @@ impl Pursuit<'_> {
         // A copy that followed somebody gets a timeline of its own, always: that one may have written more than it has sent.
         let session = self.start_follower().await.map_err(|error| error.to_string())?;
         self.promote(session, sync).await
+    }
+
+    /// The session that has watched a standby, if it still answers: a new one takes longer than a promotion. Otherwise a new one.
+    async fn present_session(&self) -> Option<Session> {
+        let watching = self.shared.watching.lock().take();
+        if let Some(session) = watching
+            && session.look().await.is_ok()
+        {
+            return Some(session);
+        }
+        self.shared.session().await.ok()
     }
 
     async fn start_follower(&self) -> Result<Session, StartError> {
@@ -174,13 +187,14 @@ impl Pursuit<'_> {
     }
 
     /// pg_rewind, up to PostgreSQL 15, takes a leader for a part of the timeline in which it wrote its last checkpoint: so there is one soon
-    /// after a promotion, beside everything else.
+    /// after a promotion, beside everything else, when the requests that have waited for the promotion have had the disk for themselves.
     fn checkpoint_new_timeline(&self) {
         if !self.shared.promoted.swap(false, Ordering::AcqRel) {
             return;
         }
         let shared = std::sync::Arc::clone(self.shared);
         tokio::spawn(async move {
+            tokio::time::sleep(SETTLED).await;
             let done = async {
                 let client = shared.connect().await?;
                 client.batch_execute("CHECKPOINT").await

@@ -3,6 +3,7 @@
 //! Two signs of life are asked for: an answer on a session that is there, and a new session. With only the postmaster stopped, old
 //! sessions go on committing, and nobody new gets in.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,12 +45,19 @@ pub(super) struct Seen {
     pub flushing: i64,
 }
 
-/// A session for looking.
+/// A session for looking; clones share it.
+#[derive(Clone)]
 pub(super) struct Session {
-    client: Client,
+    client: Arc<Client>,
     look: Statement,
     /// How long an answer may take.
     silence_max: Duration,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("silence_max", &self.silence_max).finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -86,7 +94,7 @@ impl Shared {
                 self.network.peer_name
             );
             let look = client.prepare(&sql).await?;
-            Ok::<_, tokio_postgres::Error>(Session { client, look, silence_max })
+            Ok::<_, tokio_postgres::Error>(Session { client: Arc::new(client), look, silence_max })
         };
         match timeout(silence_max, open).await {
             Ok(Ok(session)) => Ok(session),

@@ -56,6 +56,8 @@ impl Pursuit<'_> {
             self.doing("stopping PostgreSQL");
             self.end().await;
             self.report(fsm::Postgres::Down);
+            // The peer has something better to do than to answer, until it leads.
+            tokio::time::sleep(PAUSE).await;
         }
         loop {
             match self.follow(rebuild).await {
@@ -248,6 +250,7 @@ impl Pursuit<'_> {
         let mut fed = Instant::now();
         let mut verified = None;
         loop {
+            *self.shared.watching.lock() = Some(session.clone());
             let looked = Instant::now();
             let seen = match session.look().await {
                 Ok(seen) => seen,

@@ -4,11 +4,13 @@ package machine
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -73,12 +75,23 @@ func WaitUntilGone(pid int, timeout time.Duration) bool {
 	return false
 }
 
-// FreePort returns a TCP port of 127.0.0.1 that nobody listens on.
+// Ports that clients' connections get are above: one of them may be taken at any moment.
+const portsFrom, portsTo = 12000, 32000
+
+var given sync.Map
+
+// FreePort returns a TCP port of 127.0.0.1 that nobody listens on, and the same one never again.
 func FreePort() int {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(fmt.Sprintf("no free TCP port on 127.0.0.1: %v", err))
+	for range portsTo - portsFrom {
+		port := portsFrom + rand.IntN(portsTo-portsFrom)
+		if _, before := given.LoadOrStore(port, true); before {
+			continue
+		}
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			listener.Close()
+			return port
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
+	panic("no free TCP port on 127.0.0.1")
 }
