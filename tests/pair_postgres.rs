@@ -6,16 +6,20 @@ mod common;
 mod nodes;
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::process::PATIENCE;
 use common::{STOP, SmallDisk, connect, scratch};
+use duet::storage::pg::{PgLog, PgOptions};
+use duet::storage::{Batch, Log, LogError, LogRow};
 use duet::supervisor::fsm::{Goal, NodeId, Postgres, Record, Sync};
 use duet::supervisor::pair::record::RecordFile;
-use duet::supervisor::postgres::pair::Report;
+use duet::supervisor::postgres::pair::{PairPostgres, Report};
+use duet::types::Rev;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nodes::{A, B, Nodes, commit, is_confirmed, is_streaming, is_waiting, kill_all, soon, until};
+use nodes::{A, B, Nodes, commit, is_confirmed, is_streaming, is_waiting, kill_all, soon, until, until_true};
 use tokio_postgres::Client;
 
 const SOLO: Goal = Goal::Primary { sync: false };
@@ -212,6 +216,77 @@ async fn nothing_is_confirmed_while_the_standby_stands_still() {
     kill(Pid::from_raw(receiver), Signal::SIGCONT).unwrap();
     until(&a, "the peer confirms", is_confirmed).await;
     soon("the commit ends", || committed.is_finished()).await;
+    nodes.end([a, b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_for_writing_that_began_at_the_standby_writes_when_that_was_promoted() {
+    let nodes = Nodes::new();
+    let (a, b) = nodes.paired().await;
+    let log = |node: &PairPostgres| PgLog::new(PgOptions::local(node.connect_config()).unwrap().reading_standby()).unwrap();
+    let row = |main| LogRow {
+        rev: Rev::new(main, 0),
+        key: "k".into(),
+        value: Some("v".into()),
+        create_revision: main,
+        version: 1,
+        lease: 0,
+    };
+    let batch = |main| Arc::new(Batch { rows: vec![row(main)], ..Batch::default() });
+    let mut writer = log(&a).acquire(true, vec![]).await.unwrap();
+    writer.append(batch(2)).await.unwrap();
+    writer.close().await;
+    let follower = connect(&b.connect_config()).await;
+    until_true(&follower, "SELECT count(*) = 1 FROM duet.log").await;
+    let standbys = log(&b);
+    standbys.prepare();
+    let ready = "application_name = 'duet writer' AND state = 'idle' AND query LIKE '%duet.batch%pg_is_in_recovery%'";
+    until_true(&follower, &format!("SELECT count(*) = 1 FROM pg_stat_activity WHERE {ready}")).await;
+    let pid = async || -> i32 {
+        follower.query_one("SELECT pid FROM pg_stat_activity WHERE application_name = 'duet writer'", &[]).await.unwrap().get(0)
+    };
+    let began_with = pid().await;
+    a.shutdown(STOP).await;
+    b.pursue(SOLO);
+    until(&b, "it leads", is_alone).await;
+    let mut writer = standbys.acquire(true, vec![]).await.unwrap();
+    assert_eq!((pid().await, writer.meta().epoch, writer.meta().last_revision), (began_with, 2, Some(2)));
+    writer.append(batch(3)).await.unwrap();
+    // A commit whose wait for the peer is cancelled is noticed there as on any other session.
+    b.pursue(LEAD);
+    until(&b, "nobody confirms", is_waiting).await;
+    let appended = tokio::spawn(writer.append(batch(4)));
+    until_true(
+        &follower,
+        &format!("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {began_with} AND wait_event = 'SyncRep')"),
+    )
+    .await;
+    follower.execute("SELECT pg_cancel_backend($1)", &[&began_with]).await.unwrap();
+    assert!(matches!(appended.await.unwrap(), Err(LogError::Unknown(_))));
+    nodes.end([a, b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postmaster_that_stands_still_alone_is_noticed_also_in_a_promotion() {
+    let nodes = Nodes::new();
+    let (a, b) = nodes.paired().await;
+    let postmaster = |node| -> Pid {
+        let file = fs::read_to_string(nodes.pgdata(node).join("postmaster.pid")).unwrap();
+        Pid::from_raw(file.lines().next().unwrap().parse().unwrap())
+    };
+    // Sessions that are there go on, and are answered.
+    kill(postmaster(A), Signal::SIGSTOP).unwrap();
+    let mut reports = a.reports();
+    let ended = tokio::time::timeout(PATIENCE, reports.wait_for(|report| report.postgres == Postgres::Down)).await;
+    ended.expect("it is noticed").unwrap();
+    a.pursue(Goal::Stopped);
+    until(&b, "nothing comes any more", |report| matches!(report.postgres, Postgres::Standby { streaming: false, .. })).await;
+    kill(postmaster(B), Signal::SIGSTOP).unwrap();
+    b.pursue(SOLO);
+    let mut reports = b.reports();
+    let troubled = reports.wait_for(|report| report.details.trouble.as_ref().is_some_and(|why| why.contains("lets nobody in")));
+    tokio::time::timeout(PATIENCE, troubled).await.expect("it is noticed").unwrap();
+    until(&b, "it leads all the same", is_alone).await;
     nodes.end([a, b]).await;
 }
 

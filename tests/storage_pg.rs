@@ -119,12 +119,14 @@ async fn a_session_that_was_made_ready_before_is_used_and_one_that_has_ended_is_
     let database = Database::new().await;
     let client = database.client().await;
     let log = log(&database.config);
+    let began = std::time::Instant::now();
     let opened = async || loop {
         let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'duet writer' AND datname = current_database() \
-                   AND query LIKE '%duet.batch%' AND state = 'idle'";
+                   AND state = 'idle' AND (query LIKE '%pg_try_advisory_lock%' OR query LIKE '%pg_is_in_recovery%')";
         if let Some(row) = client.query_opt(sql, &[]).await.unwrap() {
             return row.get::<_, i32>(0);
         }
+        assert!(began.elapsed() < Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     // Without tables yet, and with them.

@@ -1,5 +1,5 @@
 //! An open loop of writes to all nodes in turn, from the client's namespace: one goes out every few milliseconds whatever became of the others.
-//! At its end it looks whether everything that was acknowledged is there.
+//! Each has a key of its own; at the end it looks whether every acknowledged one is there, with the revision that it was acknowledged with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use etcd_client::{Client, ConnectOptions, Error, GetOptions};
+use etcd_client::{Client, ConnectOptions, DeleteOptions, Error, GetOptions};
 use tokio::sync::mpsc;
 
 const EVERY: Duration = Duration::from_millis(5);
@@ -15,7 +15,6 @@ const EVERY: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How long what is stored may take to be read at the end.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
-const KEYS: usize = 100;
 const PREFIX: &str = "load/";
 /// What clientv3 sends again: certainly not applied.
 const RETRIABLE: &str = "there is no connection available";
@@ -49,12 +48,15 @@ pub struct Gap {
     ended_ago: Duration,
     /// Writes that were answered with anything else.
     pub failed: usize,
+    /// From the event to the first of those: when a client of a lost node learns of it.
+    pub first_failed: Option<Duration>,
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ended = (SystemTime::now() - self.ended_ago).duration_since(UNIX_EPOCH).unwrap_or_default();
-        write!(f, "longest gap {:?} until {:.6}, {} failed", self.longest, ended.as_secs_f64(), self.failed)
+        write!(f, "longest gap {:?} until {:.6}, {} failed", self.longest, ended.as_secs_f64(), self.failed)?;
+        self.first_failed.map_or(Ok(()), |first| write!(f, " from {first:?} on"))
     }
 }
 
@@ -88,8 +90,10 @@ impl Load {
         let from_first = since.first().map(|first| (*first - began, *first));
         let gaps = since.windows(2).map(|pair| (pair[1] - pair[0], pair[1])).chain(from_first);
         let (longest, ended) = gaps.max().unwrap_or((Duration::ZERO, began));
-        let failed = writes.iter().filter(|write| write.revision.is_none() && write.answered >= began).count();
-        (first.answered - effective, Gap { longest, ended_ago: ended.elapsed(), failed })
+        let failures = writes.iter().filter(|write| write.revision.is_none() && write.answered >= began);
+        let first_failed = failures.clone().map(|write| write.answered - began).min();
+        let failed = failures.count();
+        (first.answered - effective, Gap { longest, ended_ago: ended.elapsed(), failed, first_failed })
     }
 }
 
@@ -100,8 +104,8 @@ impl Written {
         for Write { key, revision, .. } in &self.writes {
             let Some(revision) = revision else { continue };
             assert!(revisions.insert(revision), "two acknowledged writes have revision {revision}");
-            let stored = self.stored.get(key).copied().unwrap_or_default();
-            assert!(stored >= *revision, "{key} was acknowledged at revision {revision} and is at {stored}");
+            let stored = self.stored.get(key);
+            assert_eq!(stored, Some(revision), "{key} as it was acknowledged and as it is there");
         }
     }
 }
@@ -125,7 +129,7 @@ async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Written {
         let (mut client, done) = (clients[number % clients.len()].clone(), done.clone());
         let sent = Instant::now();
         tokio::spawn(async move {
-            let key = format!("{PREFIX}{}", number % KEYS);
+            let key = format!("{PREFIX}{number}");
             let put = async {
                 loop {
                     match client.put(key.as_str(), vec![b'x'; 512], None).await {
@@ -148,13 +152,14 @@ async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Written {
     Written { writes, stored }
 }
 
-/// What is there now, as whoever answers first says it.
+/// What is there now, as whoever answers first says it; it is removed for the next run.
 async fn stored(mut clients: Vec<Client>) -> BTreeMap<String, i64> {
     loop {
         for client in &mut clients {
             let asked = client.get(PREFIX, Some(GetOptions::new().with_prefix().with_keys_only()));
             if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, asked).await {
                 let key = |kv: &etcd_client::KeyValue| String::from_utf8_lossy(kv.key()).into_owned();
+                client.delete(PREFIX, Some(DeleteOptions::new().with_prefix())).await.expect("what was written can be removed");
                 return answer.kvs().iter().map(|kv| (key(kv), kv.mod_revision())).collect();
             }
         }

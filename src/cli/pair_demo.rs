@@ -1,6 +1,6 @@
 //! `duet pair`: a whole pair with its witness on this machine, for trying it: pull a plug, watch the other one take over.
 //!
-//! Three processes of this program, as `duet init` configures them; one that ends is started again after a while. It survives no
+//! Two processes of this program and a `duet-witness` (or a third, where there is none beside it), as `duet init` configures them; one that ends is started again after a while. It survives no
 //! machine, and says so.
 
 use std::path::{Path, PathBuf};
@@ -150,9 +150,20 @@ async fn keep_running(
 }
 
 fn start(program: &Path, dir: &Path, part: &str) -> Result<Child, Failure> {
-    let (command, file) = if part == "witness" { ("witness", "witness.toml") } else { ("node", "duet.toml") };
-    let mut run = Command::new(program);
-    run.arg(command).arg("--config-file").arg(dir.join(part).join(file));
+    let small = program.with_file_name("duet-witness");
+    let mut run = Command::new(if part == "witness" && small.exists() { &small } else { program });
+    let file = match part {
+        "witness" if small.exists() => "witness.toml",
+        "witness" => {
+            run.arg("witness");
+            "witness.toml"
+        }
+        _ => {
+            run.arg("node");
+            "duet.toml"
+        }
+    };
+    run.arg("--config-file").arg(dir.join(part).join(file));
     // A Ctrl-C on the terminal is for this process, which stops the others in order.
     run.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     run.spawn().map_err(|error| Failure::serving(format!("can't start {part}: {error}")))

@@ -1005,7 +1005,7 @@ fn aged(state: &State, now: u64, peers: u64) -> State {
     aged.ticked_at = past(state.ticked_at);
     aged.forgiven_at = past(state.forgiven_at);
     aged.answered_at = past(state.answered_at);
-    let behind = state.answer.is_some_and(|answer| answer.version() < state.record.version());
+    let behind = state.answer.is_none_or(|answer| answer.version() < state.record.version());
     aged.adopted_at = if behind { past(state.adopted_at) } else { 0 };
     aged.asked_at = state.asked_at.map(past);
     if let Some(pending) = aged.pending.as_mut() {

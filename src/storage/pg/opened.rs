@@ -1,6 +1,6 @@
 //! A session for writing, as ready as it can be before anything may be written: at a standby that is being promoted, too.
 
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout};
 use tokio_postgres::{Client, Statement};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -11,6 +11,8 @@ use crate::storage::LogError;
 
 /// One that was made ready longer ago isn't used: its settings may be of another time.
 const FRESH: Duration = Duration::from_secs(30);
+/// One that isn't ready so long after it is wanted is given up for another.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The oldest minor versions that never skip the wait for the standby, as PostgreSQL's server_version_num.
 const FIRST_GOOD: [(i32, i32); 3] = [(15, 150_013), (16, 160_009), (17, 170_005)];
@@ -41,16 +43,19 @@ impl Opened {
     pub async fn new(options: &PgOptions) -> Result<Self, LogError> {
         let session = Session::connect(options).await?;
         step("setting up the session", async {
-            session.client.batch_execute(&format!("{} {SETTINGS}", reader::SESSION)).await.map_err(unavailable)?;
-            check_server(&session.client).await
+            session.client.batch_execute(&format!("{} {SETTINGS}", reader::SESSION)).await.map_err(unavailable)
         })
         .await?;
-        let lock = step("setting up the session", async {
+        let has_tables = step("looking at the server", check_server(&session.client)).await?;
+        let lock = step("asking for the writer's lock", async {
             session.client.prepare("SELECT pg_try_advisory_lock($1)").await.map_err(unavailable)
         });
         let lock = lock.await?;
-        // Without tables, or without a right to them, it is for the schema's steps to say so.
-        let statements = step("preparing statements", Statements::new(&session.client)).await.ok();
+        let statements = match has_tables {
+            // Without a right to them, it is for the schema's steps to say so.
+            true => step("preparing statements", Statements::new(&session.client)).await.ok(),
+            false => None,
+        };
         Ok(Self { session, lock, statements })
     }
 }
@@ -70,7 +75,7 @@ impl Ahead {
     /// It, or another if nothing came of it.
     pub async fn session(self, options: &PgOptions) -> Result<Opened, LogError> {
         if self.since.elapsed() < FRESH
-            && let Ok(Ok(opened)) = self.opening.await
+            && let Ok(Ok(Ok(opened))) = timeout(PATIENCE, self.opening).await
             && !opened.session.ended.is_cancelled()
         {
             return Ok(opened);
@@ -79,9 +84,10 @@ impl Ahead {
     }
 }
 
-async fn check_server(client: &Client) -> Result<(), LogError> {
+/// Refuses a server that can lose what was acknowledged; whether it has the tables.
+async fn check_server(client: &Client) -> Result<bool, LogError> {
     let sql = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
-               current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', current_setting('server_encoding')";
+               current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', to_regclass('duet.meta') IS NOT NULL";
     let row = client.query_one(sql, &[]).await.map_err(unavailable)?;
     let (number, version): (i32, String) = (row.get(0), row.get(1));
     let too_old = number < 150_000 || FIRST_GOOD.iter().any(|(major, good)| number / 10_000 == *major && number < *good);
@@ -93,5 +99,5 @@ async fn check_server(client: &Client) -> Result<(), LogError> {
     if !row.get::<_, bool>(2) {
         tracing::warn!("the database runs with fsync or full_page_writes off: a power cut can destroy the store");
     }
-    Ok(())
+    Ok(row.get(3))
 }

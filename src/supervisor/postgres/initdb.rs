@@ -27,8 +27,8 @@ use crate::telemetry::systemd::VARIABLES;
 /// A WAL segment, in MiB. Smaller than PostgreSQL's default, 16: a promotion writes a whole one, which took half of its time, and so does a commit
 /// that finds none to be used again (docs/performance.md).
 const WAL_SEGMENT_MIB: usize = 4;
-/// Up to which number WAL segments are made with the data directory: as many as `min_wal_size` keeps.
-const WAL_SEGMENTS: u32 = 32;
+/// How many WAL segments are made with the data directory: as many as `min_wal_size` keeps.
+const WAL_SEGMENTS: u64 = 32;
 /// How much must stay free on the disk for that, in bytes.
 const FREE_BYTES_MIN: u64 = 1 << 30;
 const STEP_DEADLINE: Duration = Duration::from_secs(120);
@@ -174,9 +174,12 @@ fn make_wal_segments(pg_wal: &Path, uid: u32, gid: u32) -> io::Result<()> {
         return Ok(());
     }
     let zeros = vec![0; WAL_SEGMENT_MIB << 20];
-    for number in 2..=WAL_SEGMENTS {
-        // Timeline, then the segment's number.
-        let path = pg_wal.join(format!("{:08X}{number:016X}", 1));
+    // Names are the timeline and the segment's number. initdb has filled some, and removed those that it doesn't need.
+    let number = |name: &str| u64::from_str_radix(name.strip_prefix("00000001")?, 16).ok();
+    let names = fs::read_dir(pg_wal)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    let newest = names.iter().filter_map(|name| number(name.to_str()?)).max().unwrap_or(0);
+    for number in newest + 1..newest + WAL_SEGMENTS {
+        let path = pg_wal.join(format!("00000001{number:016X}"));
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let made = std::os::unix::fs::fchown(&file, Some(uid), Some(gid)).and_then(|()| file.write_all(&zeros));
         if let Err(error) = made {

@@ -151,7 +151,7 @@ impl Network {
         let (host, port) = &self.peer;
         let database = database.map(|name| format!(" dbname={name}")).unwrap_or_default();
         format!(
-            "host={} port={port} user={PEER_ROLE} application_name={application} sslmode=verify-ca sslrootcert={} sslcert={} sslkey={} \
+            "host={} port={port} user={PEER_ROLE} application_name={application} sslmode=verify-full sslrootcert={} sslcert={} sslkey={} \
              connect_timeout=2 tcp_user_timeout=2000 keepalives_idle=1 keepalives_interval=1 keepalives_count=3{database}",
             quote(host),
             file(CA),

@@ -5,10 +5,11 @@
 //! our own is *seen waiting*, and only then they are set to the peer, which doesn't touch the flag again. The same way is gone again when
 //! somebody else has set the names.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::super::network::peer_role_sql;
 use super::super::{StartError, Status};
@@ -22,6 +23,8 @@ use crate::supervisor::fsm::{self, Sync};
 const RELOAD_DEADLINE: Duration = Duration::from_secs(5);
 /// From a promotion to its checkpoint.
 const SETTLED: Duration = Duration::from_millis(300);
+/// A session that has watched a standby answers within this, or another is faster.
+const ANSWERS: Duration = Duration::from_millis(200);
 const PROMOTE_DEADLINE: Duration = Duration::from_secs(60);
 /// A standby that flushes nothing new for so long, while there is something, doesn't confirm.
 const CONFIRM_MAX: Duration = Duration::from_millis(300);
@@ -75,7 +78,7 @@ impl Pursuit<'_> {
                 tracing::warn!("PostgreSQL has ended");
                 Ok(())
             }
-            () = locked_out(std::sync::Arc::clone(self.shared)) => Err("PostgreSQL lets nobody in: ending it".to_owned()),
+            () = locked_out(Arc::clone(self.shared)) => Err("PostgreSQL lets nobody in: ending it".to_owned()),
             why = self.watch_primary(session, sync) => Err(why),
         }
     }
@@ -84,7 +87,12 @@ impl Pursuit<'_> {
         let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
         if running && let Some(session) = self.present_session().await {
             return match session.look().await? {
-                Seen { in_recovery: true, .. } => self.promote(session, sync).await,
+                Seen { in_recovery: true, .. } => tokio::select! {
+                    promoted = self.promote(session, sync) => promoted,
+                    // It is the postmaster that promotes, and an old session doesn't tell whether that is there.
+                    () = exited(self.shared.postgres.status()) => Err("PostgreSQL has ended while it was promoted".to_owned()),
+                    () = self.lets_nobody_in() => Err("PostgreSQL lets nobody in: ending it".to_owned()),
+                },
                 _ => Ok(session),
             };
         }
@@ -102,11 +110,17 @@ impl Pursuit<'_> {
     async fn present_session(&self) -> Option<Session> {
         let watching = self.shared.watching.lock().take();
         if let Some(session) = watching
-            && session.look().await.is_ok()
+            && timeout(ANSWERS, session.look()).await.is_ok_and(|seen| seen.is_ok())
         {
             return Some(session);
         }
         self.shared.session().await.ok()
+    }
+
+    /// As [`locked_out`], but for a promotion that takes longer than any: it needs the processor more than somebody who knocks.
+    async fn lets_nobody_in(&self) {
+        tokio::time::sleep(self.shared.silence_max).await;
+        locked_out(Arc::clone(self.shared)).await;
     }
 
     async fn start_follower(&self) -> Result<Session, StartError> {
@@ -192,18 +206,21 @@ impl Pursuit<'_> {
         if !self.shared.promoted.swap(false, Ordering::AcqRel) {
             return;
         }
-        let shared = std::sync::Arc::clone(self.shared);
+        let shared = Arc::clone(self.shared);
         tokio::spawn(async move {
-            tokio::time::sleep(SETTLED).await;
-            let done = async {
-                let client = shared.connect().await?;
-                client.batch_execute("CHECKPOINT").await
-            };
-            if let Err(error) = done.await {
-                tracing::warn!(
-                    error = crate::storage::pg::text(&error),
-                    "no checkpoint after the promotion: the peer waits for the next one"
-                );
+            for pause in [SETTLED, 10 * SETTLED, 100 * SETTLED] {
+                tokio::time::sleep(pause).await;
+                let done = async {
+                    let client = shared.connect().await?;
+                    client.batch_execute("CHECKPOINT").await
+                };
+                match done.await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(
+                        error = crate::storage::pg::text(&error),
+                        "no checkpoint after the promotion: the peer waits for the next one"
+                    ),
+                }
             }
         });
     }

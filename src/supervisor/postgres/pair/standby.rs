@@ -21,11 +21,15 @@ use crate::supervisor::fsm;
 const LEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the look whether this is the leader's timeline may take.
 const VERIFY_DEADLINE: Duration = Duration::from_millis(500);
+/// How long the leader's first checkpoint after its promotion isn't worth a word.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two copies at most, when one fails after the other.
 const COPY_AGAIN_MAX: Duration = Duration::from_secs(30);
 /// A standby that gets nothing from a leader that is there, for so long, won't get anything.
 const STARVED: Duration = Duration::from_secs(15);
 
+const ANOTHER_STORE: &str = "the peer's PostgreSQL holds another store";
+const WAY_OUT: &str = "it is not followed. If this node's data may go, empty its data directory";
 const UNUSABLE: &str = "this node's data can't be used to follow the leader";
 
 /// What the leader's PostgreSQL says of itself.
@@ -182,11 +186,16 @@ impl Pursuit<'_> {
             return Ok(());
         }
         self.doing("asking the leader's PostgreSQL for its history");
-        let leader = self.leader().await.map_err(Obstacle::Later)?;
+        let asked = Instant::now();
+        let mut leader = self.leader().await.map_err(Obstacle::Later)?;
+        // One that has just been promoted writes it soon.
+        while !leader.in_recovery && leader.checkpointed != leader.timeline && asked.elapsed() < CHECKPOINT_PATIENCE {
+            tokio::time::sleep(LOOK).await;
+            leader = self.leader().await.map_err(Obstacle::Later)?;
+        }
         if leader.system_identifier != control.system_identifier {
             return Err(Obstacle::Later(format!(
-                "the peer's PostgreSQL holds another store (system identifier {}, here {}): it is not followed. If this node's data may go, \
-                 empty its data directory",
+                "{ANOTHER_STORE} (system identifier {}, here {}): {WAY_OUT}",
                 leader.system_identifier, control.system_identifier
             )));
         }
@@ -233,7 +242,7 @@ impl Pursuit<'_> {
         let quote =
             |path: &std::path::Path| format!("'{}'", path.display().to_string().replace('\\', "\\\\").replace('\'', "\\'"));
         let dsn = format!(
-            "host={} port={} user={PEER_ROLE} dbname={DATABASE} connect_timeout=2 sslmode=verify-ca sslrootcert={} sslcert={} sslkey={}",
+            "host={} port={} user={PEER_ROLE} dbname={DATABASE} connect_timeout=2 sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
             network.peer.0,
             network.peer.1,
             quote(&network.tls.ca_file),
@@ -282,7 +291,13 @@ impl Pursuit<'_> {
                 fed = Instant::now();
             } else if fed.elapsed() > STARVED {
                 fed = Instant::now();
-                if self.leads().await.is_ok() {
+                if let Ok(leader) = self.leader().await
+                    && !leader.in_recovery
+                {
+                    let control = Control::read(&self.shared.postgres).await;
+                    if control.is_ok_and(|control| control.system_identifier != leader.system_identifier) {
+                        return Obstacle::Later(format!("{ANOTHER_STORE}: {WAY_OUT}"));
+                    }
                     return Obstacle::Rebuild(
                         "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way"
                             .to_owned(),
