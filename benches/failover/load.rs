@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use etcd_client::{Client, ConnectOptions, DeleteOptions, Error, GetOptions};
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// How long what is stored may take to be read at the end.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
 const PREFIX: &str = "load/";
+/// Counts the loads: what of an earlier one arrives late, its outcome unknown, is no write of this one's.
+static LOADS: AtomicUsize = AtomicUsize::new(0);
 /// What clientv3 sends again: certainly not applied.
 const RETRIABLE: &str = "there is no connection available";
 
@@ -120,6 +122,7 @@ async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Written {
     for url in urls {
         clients.push(connect(url).await);
     }
+    let load = LOADS.fetch_add(1, Ordering::Relaxed);
     let (done, mut finished) = mpsc::unbounded_channel();
     let mut ticks = tokio::time::interval(EVERY);
     let mut number = 0;
@@ -129,7 +132,7 @@ async fn writes(urls: Vec<String>, stop: Arc<AtomicBool>) -> Written {
         let (mut client, done) = (clients[number % clients.len()].clone(), done.clone());
         let sent = Instant::now();
         tokio::spawn(async move {
-            let key = format!("{PREFIX}{number}");
+            let key = format!("{PREFIX}{load}/{number}");
             let put = async {
                 loop {
                     match client.put(key.as_str(), vec![b'x'; 512], None).await {

@@ -24,6 +24,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -47,6 +48,9 @@ const RETRIABLE: &str = "there is no connection available";
 const LOST: &str = "etcdserver: request timed out, possibly due to previous leader failure";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// What the writer's machine hasn't acknowledged for so long is never sent again. Otherwise the kernel would deliver a request for minutes after a cut,
+/// long after its client was told that the outcome is unknown.
+const UNACKED_MAX: Duration = Duration::from_secs(3);
 /// HTTP/2 connections to the writer: each has one lock in h2, and hundreds of clients' streams share them.
 const CONNECTIONS: usize = 4;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
@@ -154,14 +158,17 @@ impl Address {
 
     pub(crate) async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
         match self {
-            Self::Tcp { authority, tls } => {
-                let stream = TcpStream::connect(authority).await?;
-                stream.set_nodelay(true)?;
-                secure(stream, tls.as_ref()).await
-            }
+            Self::Tcp { authority, tls } => secure(tcp(authority).await?, tls.as_ref()).await,
             Self::Unix { path, tls } => secure(UnixStream::connect(path).await?, tls.as_ref()).await,
         }
     }
+}
+
+async fn tcp(authority: &str) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(authority).await?;
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKED_MAX))?;
+    Ok(stream)
 }
 
 async fn secure(
@@ -399,6 +406,13 @@ mod tests {
         };
         let served = tokio::spawn(serve(listeners, router, stop.clone(), options));
         (url, stop, served)
+    }
+
+    #[tokio::test]
+    async fn what_a_cut_has_kept_back_is_not_delivered_long_after_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tcp(&listener.local_addr().unwrap().to_string()).await.unwrap();
+        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(UNACKED_MAX));
     }
 
     async fn health(status: ServingStatus) -> Router {
