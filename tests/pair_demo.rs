@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -35,16 +37,23 @@ fn a_pair_on_one_machine_loses_its_leader_and_the_other_one_leads() {
         pair.line(READY);
     }
     let began = Instant::now();
+    let postmasters =
+        || ["a", "b"].map(|node| fs::read_to_string(format!("{at}/{node}/data/postgres/postmaster.pid")).unwrap_or_default());
+    let mut before;
     let told = loop {
+        before = postmasters();
         let killed = run(&format!("pair kill --data-dir {at}"));
         if killed.status.success() {
             break String::from_utf8(killed.stdout).unwrap();
         }
         // Not before both nodes have everything.
         let why = String::from_utf8(killed.stderr).unwrap();
-        assert!(began.elapsed() < PATIENCE && why.contains("can't lose") || why.contains("no node leader"), "{why}");
+        let early = why.contains("can't lose") || why.contains("no node leader");
+        assert!(early && began.elapsed() < PATIENCE, "{why}");
         std::thread::sleep(std::time::Duration::from_millis(200));
     };
+    let runs = before.iter().filter(|file| Path::new(&format!("/proc/{}", file.lines().next().unwrap())).exists());
+    assert_eq!(runs.count(), 1, "the leader's PostgreSQL was killed, and the other one wasn't");
     assert!(told.contains("its PostgreSQL among them") && told.contains("leads after"), "{told}");
     pair.line("starting it again in 10 s");
     let history = run(&format!("history --config-file {at}/a/duet.toml"));

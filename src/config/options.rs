@@ -111,7 +111,7 @@ pub static OPTIONS: &[Opt] = &[
     opt(Group::Pair, "pair-key-file", Kind::Path, "", "The key of --pair-cert-file, PEM."),
     opt(Group::Pair, "pair-trusted-ca-file", Kind::Path, "", "The CA that signs the pair's certificates and nobody else's, PEM."),
     opt(Group::Pair, "pg-listen", Kind::Text, "", "Where this node's PostgreSQL listens for the other one: ADDRESS:PORT."),
-    opt(Group::Pair, "peer-pg", Kind::Text, "", "The other node's PostgreSQL: HOST:PORT."),
+    opt(Group::Pair, "peer-pg", Kind::Text, "", "The other node's PostgreSQL: HOST:PORT. That node's certificate must name HOST."),
     opt(Group::Pair, "pair-timing", Kind::OneOf(&["fast", "normal", "wan"]), "fast", "How long silences may last: fast fails over in about a second."),
     opt(Group::Pair, "guardian", Kind::Bool, "true", "Kill and restart a node that stands still for more than a second, so that its clients go to the other one."),
     opt(Group::Pair, "fence-command", Kind::Path, "", "In the place of a witness: a program that puts the other node's machine off, and ends with 0 once it is certainly off: PROGRAM a|b (whose machine), with DUET_CLUSTER and DUET_PEER. Killed after a minute and run again while that node isn't heard. Must be the same kind of third party on both nodes."),

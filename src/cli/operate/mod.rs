@@ -194,13 +194,13 @@ async fn dispatch(name: &str, asked: &Asked, pair: &PairConfig) -> Result<(), Fa
         "pause" => {
             let pause = parse_duration(asked.operand.as_deref().unwrap_or("10m")).map_err(Failure::usage)?;
             println!(
-                "for {} s, no node takes over by itself: a lost leader is not replaced, writes wait for it",
+                "asks both nodes not to take over by themselves for {} s: a lost leader isn't replaced meanwhile",
                 pause.as_secs()
             );
             nodes.act_everywhere(Action::Pause, pause.as_secs()).await
         }
         "resume" => {
-            println!("from now on a lost leader is replaced again");
+            println!("asks both nodes to replace a lost leader by themselves again");
             nodes.act_everywhere(Action::Resume, 0).await
         }
         "maintenance" => maintenance::run(&nodes, asked).await,

@@ -87,7 +87,8 @@ impl Ahead {
 /// Refuses a server that can lose what was acknowledged; whether it has the tables.
 async fn check_server(client: &Client) -> Result<bool, LogError> {
     let sql = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
-               current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', to_regclass('duet.meta') IS NOT NULL";
+               current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', \
+               EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'duet' AND c.relname = 'meta')";
     let row = client.query_one(sql, &[]).await.map_err(unavailable)?;
     let (number, version): (i32, String) = (row.get(0), row.get(1));
     let too_old = number < 150_000 || FIRST_GOOD.iter().any(|(major, good)| number / 10_000 == *major && number < *good);

@@ -150,7 +150,13 @@ impl Pursuit<'_> {
         self.doing("promoting PostgreSQL");
         let began = Instant::now();
         // Everything that was received is replayed before the promotion ends; nothing is received after it has begun.
-        session.execute("SELECT pg_promote(wait => false)").await?;
+        self.shared.promoted.store(true, Ordering::Release);
+        if let Err(error) = session.execute("SELECT pg_promote(wait => false)").await
+            // One that an earlier goal has begun may have ended just now.
+            && session.look().await?.in_recovery
+        {
+            return Err(error);
+        }
         if !sync {
             // Meanwhile: nobody commits before the promotion has been reported.
             self.write_role(WaitFor::Nobody).await?;
@@ -164,7 +170,6 @@ impl Pursuit<'_> {
             tokio::time::sleep(SOON).await;
             seen = session.look().await?;
         }
-        self.shared.promoted.store(true, Ordering::Release);
         tracing::info!(took_ms = began.elapsed().as_millis() as u64, timeline = seen.timeline, "promoted");
         Ok(session)
     }
@@ -242,7 +247,10 @@ impl Pursuit<'_> {
         }
         // It goes on as a primary meanwhile: nothing new is reported.
         self.set_names(session, WaitFor::Arming).await?;
-        let probe = self.shared.connect().await.map_err(|error| crate::storage::pg::text(&error))?;
+        let probe = timeout(RELOAD_DEADLINE, self.shared.connect())
+            .await
+            .map_err(|_| "no session to prove that commits wait".to_owned())?;
+        let probe = probe.map_err(|error| crate::storage::pg::text(&error))?;
         let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| crate::storage::pg::text(&e))?.get(0);
         let commit = tokio::spawn(async move {
             // Never cancelled: it ends when the peer confirms, or with its session.

@@ -258,6 +258,7 @@ impl Pursuit<'_> {
         let mut received = 0;
         let mut fed = Instant::now();
         let mut verified = None;
+        let mut starved = false;
         loop {
             *self.shared.watching.lock() = Some(session.clone());
             let looked = Instant::now();
@@ -289,23 +290,36 @@ impl Pursuit<'_> {
             self.report(fsm::Postgres::Standby { streaming, consistent: true, advanced: advanced && streaming });
             if streaming {
                 fed = Instant::now();
+                if std::mem::take(&mut starved) {
+                    self.well();
+                }
             } else if fed.elapsed() > STARVED {
                 fed = Instant::now();
-                if let Ok(leader) = self.leader().await
-                    && !leader.in_recovery
-                {
-                    let control = Control::read(&self.shared.postgres).await;
-                    if control.is_ok_and(|control| control.system_identifier != leader.system_identifier) {
-                        return Obstacle::Later(format!("{ANOTHER_STORE}: {WAY_OUT}"));
+                match self.why_starved().await {
+                    Ok(None) => {
+                        return Obstacle::Rebuild(
+                            "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way"
+                                .to_owned(),
+                        );
                     }
-                    return Obstacle::Rebuild(
-                        "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way"
-                            .to_owned(),
-                    );
+                    Ok(Some(why)) | Err(why) => {
+                        starved = true;
+                        self.trouble(why);
+                    }
                 }
             }
             tokio::time::sleep(LOOK.saturating_sub(looked.elapsed())).await;
         }
+    }
+
+    /// Why nothing is received; `None` if there is no reason but that this copy can't be continued.
+    async fn why_starved(&self) -> Result<Option<String>, String> {
+        let leader = self.leader().await?;
+        if leader.in_recovery {
+            return Ok(Some("the peer's PostgreSQL doesn't lead yet".to_owned()));
+        }
+        let control = Control::read(&self.shared.postgres).await.map_err(|error| error.to_string())?;
+        Ok((control.system_identifier != leader.system_identifier).then(|| format!("{ANOTHER_STORE}: {WAY_OUT}")))
     }
 
     /// The process that receives, if what it receives is the timeline that the leader writes now. A copy that has gone another way begins
