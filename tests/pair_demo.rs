@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -52,8 +51,12 @@ fn a_pair_on_one_machine_loses_its_leader_and_the_other_one_leads() {
         assert!(early && began.elapsed() < PATIENCE, "{why}");
         std::thread::sleep(std::time::Duration::from_millis(200));
     };
-    let runs = before.iter().filter(|file| Path::new(&format!("/proc/{}", file.lines().next().unwrap())).exists());
-    assert_eq!(runs.count(), 1, "the leader's PostgreSQL was killed, and the other one wasn't");
+    // One that nobody has waited for has ended all the same.
+    let runs = |file: &&String| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", file.lines().next().unwrap()));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    assert_eq!(before.iter().filter(runs).count(), 1, "the leader's PostgreSQL was killed, and the other one wasn't");
     assert!(told.contains("its PostgreSQL among them") && told.contains("leads after"), "{told}");
     pair.line("starting it again in 10 s");
     let history = run(&format!("history --config-file {at}/a/duet.toml"));
