@@ -8,12 +8,14 @@
 //! | [`serve`] | connections: one task each, graceful shutdown with a hard deadline |
 //! | [`drain`] | requests held while a switchover goes on |
 //! | [`http`] | `/health`, `/livez`, `/readyz`, `/version`, `/metrics` with etcd's bodies |
+//! | [`Address`] | where another server is, and connections to it |
 //! | [`proxy`] | requests forwarded to the active writer |
 //! | [`virtual_ip`] | an address that moves between machines |
 //!
 //! Invariants: every wait for a peer has a deadline; nothing a peer sends ends more than its own connection; a bad new
 //! certificate never replaces a good old one. It deliberately knows nothing of etcd's services: it serves a router.
 
+mod address;
 pub mod certificate;
 mod client_names;
 pub mod drain;
@@ -34,5 +36,6 @@ mod x509;
 /// How long a request is held at most while nobody can answer it: a change of the leader takes less, and clients wait longer than that.
 pub const HOLD_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
+pub(crate) use address::Address;
 pub use listen::{BindError, Listeners, SocketOptions};
 pub use serve::{Drained, ServeOptions, serve};

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 
 use super::{ConnectError, WitnessError};
-use crate::net::proxy::Address;
+use crate::net::Address;
 use crate::net::tls::ClientTls;
 
 /// No register is larger, nor an object of Kubernetes' around it.
