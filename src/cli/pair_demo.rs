@@ -150,18 +150,14 @@ async fn keep_running(
 }
 
 fn start(program: &Path, dir: &Path, part: &str) -> Result<Child, Failure> {
+    let (command, file) = if part == "witness" { ("witness", "witness.toml") } else { ("node", "duet.toml") };
     let small = program.with_file_name("duet-witness");
-    let mut run = Command::new(if part == "witness" && small.exists() { &small } else { program });
-    let file = match part {
-        "witness" if small.exists() => "witness.toml",
-        "witness" => {
-            run.arg("witness");
-            "witness.toml"
-        }
-        _ => {
-            run.arg("node");
-            "duet.toml"
-        }
+    let mut run = if part == "witness" && small.exists() {
+        Command::new(small)
+    } else {
+        let mut run = Command::new(program);
+        run.arg(command);
+        run
     };
     run.arg("--config-file").arg(dir.join(part).join(file));
     // A Ctrl-C on the terminal is for this process, which stops the others in order.

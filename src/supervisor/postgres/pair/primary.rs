@@ -85,8 +85,9 @@ impl Pursuit<'_> {
 
     async fn become_primary(&self, sync: bool) -> Result<Session, String> {
         let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
-        if running && let Some(session) = self.present_session().await {
-            return match session.look().await? {
+        if running && let Some(present) = self.present_session().await {
+            let (session, seen) = present?;
+            return match seen {
                 Seen { in_recovery: true, .. } => tokio::select! {
                     promoted = self.promote(session, sync) => promoted,
                     // It is the postmaster that promotes, and an old session doesn't tell whether that is there.
@@ -106,15 +107,17 @@ impl Pursuit<'_> {
         self.promote(session, sync).await
     }
 
-    /// The session that has watched a standby, if it still answers: a new one takes longer than a promotion. Otherwise a new one.
-    async fn present_session(&self) -> Option<Session> {
+    /// The session that has watched a standby, if it still answers: a new one takes longer than a promotion. Otherwise a new one; and what it sees.
+    async fn present_session(&self) -> Option<Result<(Session, Seen), String>> {
         let watching = self.shared.watching.lock().take();
         if let Some(session) = watching
-            && timeout(ANSWERS, session.look()).await.is_ok_and(|seen| seen.is_ok())
+            && let Ok(Ok(seen)) = timeout(ANSWERS, session.look()).await
         {
-            return Some(session);
+            return Some(Ok((session, seen)));
         }
-        self.shared.session().await.ok()
+        let session = self.shared.session().await.ok()?;
+        let seen = session.look().await;
+        Some(seen.map(|seen| (session, seen)))
     }
 
     /// As [`locked_out`], but for a promotion that takes longer than any: it needs the processor more than somebody who knocks.

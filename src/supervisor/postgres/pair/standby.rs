@@ -68,7 +68,7 @@ impl Pursuit<'_> {
                 Ok(()) => self.trouble("PostgreSQL has ended while it followed the leader; starting it again".to_owned()),
                 Err(Obstacle::Later(why)) => self.trouble(why),
                 Err(Obstacle::Rebuild(why)) => match self.leads().await {
-                    Ok(()) => self.give_up_copy(&why),
+                    Ok(_) => self.give_up_copy(&why),
                     // It may be all that there is.
                     Err(leader) => {
                         self.trouble(format!("{UNUSABLE}: {why}. It isn't given up before there is another: {leader}"))
@@ -86,10 +86,10 @@ impl Pursuit<'_> {
         self.report_rebuild_needed();
     }
 
-    /// Whether the leader's PostgreSQL is there, and leads; why not.
-    async fn leads(&self) -> Result<(), String> {
+    /// The leader's PostgreSQL, if it is there and leads; why not.
+    async fn leads(&self) -> Result<Leader, String> {
         let leader = self.leader().await?;
-        if leader.in_recovery { Err("the peer's PostgreSQL doesn't lead yet".to_owned()) } else { Ok(()) }
+        if leader.in_recovery { Err("the peer's PostgreSQL doesn't lead yet".to_owned()) } else { Ok(leader) }
     }
 
     /// Before the next try: a copy costs the leader as much as it costs here, so one that fails again and again is tried ever less often.
@@ -295,14 +295,14 @@ impl Pursuit<'_> {
                 }
             } else if fed.elapsed() > STARVED {
                 fed = Instant::now();
-                match self.why_starved().await {
-                    Ok(None) => {
+                match self.follows_this_store().await {
+                    Ok(()) => {
                         return Obstacle::Rebuild(
                             "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way"
                                 .to_owned(),
                         );
                     }
-                    Ok(Some(why)) | Err(why) => {
+                    Err(why) => {
                         starved = true;
                         self.trouble(why);
                     }
@@ -312,14 +312,12 @@ impl Pursuit<'_> {
         }
     }
 
-    /// Why nothing is received; `None` if there is no reason but that this copy can't be continued.
-    async fn why_starved(&self) -> Result<Option<String>, String> {
-        let leader = self.leader().await?;
-        if leader.in_recovery {
-            return Ok(Some("the peer's PostgreSQL doesn't lead yet".to_owned()));
-        }
+    /// Whether there is a leader of the store that this is a copy of; why not.
+    async fn follows_this_store(&self) -> Result<(), String> {
+        let leader = self.leads().await?;
         let control = Control::read(&self.shared.postgres).await.map_err(|error| error.to_string())?;
-        Ok((control.system_identifier != leader.system_identifier).then(|| format!("{ANOTHER_STORE}: {WAY_OUT}")))
+        let same = control.system_identifier == leader.system_identifier;
+        if same { Ok(()) } else { Err(format!("{ANOTHER_STORE}: {WAY_OUT}")) }
     }
 
     /// The process that receives, if what it receives is the timeline that the leader writes now. A copy that has gone another way begins
