@@ -20,7 +20,7 @@ help:
 	@echo "make install    copy it and duet-witness to /usr/local/bin (PREFIX=/usr/local)"
 	@echo "make test       formatting, lints, all Rust tests, the short conformance suites"
 	@echo "make test-postgres  what touches PostgreSQL, against 16, 17 and 18"
-	@echo "make test-pair  thousands of seeds and millions of states for the pair's state machine"
+	@echo "make test-pair  thousands of seeds and millions of states for the pair's state machine; an upgrade from an older commit"
 	@echo "make test-long  the long ones: Kubernetes' storage suites, a real API server, a whole control plane"
 	@echo "make bench      criterion's benchmarks, and Duet beside etcd"
 
@@ -65,6 +65,7 @@ test-postgres:
 test-pair:
 	@scripts/setup.sh test
 	DUET_SEEDS=3000 DUET_MODEL_STATES=400000 cargo test --locked --test pair_model --test pair_simulation
+	old=$$(tests/tools/build-old.sh) && { [ -z "$$old" ] || DUET_TEST_OLD_BIN=$$old cargo test --locked --test pair an_upgrade; }
 
 test-long: build
 	DUET_BIN=$(DUET) tests/conformance/run.sh clientv3-follower k3s-follower etcdctl-follower storage136 storage134 apiserver controlplane

@@ -4,6 +4,8 @@
 mod common;
 #[path = "pair_postgres/nodes.rs"]
 mod nodes;
+#[path = "pair_postgres/strangers.rs"]
+mod strangers;
 
 use std::fs;
 use std::sync::Arc;
@@ -53,7 +55,7 @@ async fn names_that_somebody_has_set_are_set_right_and_nothing_counts_until_the_
     let nodes = Nodes::new();
     let (a, b) = nodes.paired().await;
     let client = connect(&a.connect_config()).await;
-    for names in ["", "nobody"] {
+    for (times, names) in [(1, ""), (2, "nobody")] {
         // Whatever is confirmed before this is an old position.
         b.pursue(Goal::Stopped);
         until(&a, "nobody confirms", is_waiting).await;
@@ -64,6 +66,7 @@ async fn names_that_somebody_has_set_are_set_right_and_nothing_counts_until_the_
         assert!(closed.await.unwrap(), "the gate closes");
         let told = until(&a, "set right", |report| is_waiting(report) && report.details.sync_names == PEER).await;
         assert!(told.details.trouble.unwrap().contains(&format!("set synchronous_standby_names to '{names}'")));
+        assert_eq!(told.details.sync_names_changed, times);
         // It isn't only said to be in force.
         let committed = commit(&a, "kept").await;
         assert!(!committed.is_finished(), "a commit waits");
@@ -106,16 +109,24 @@ async fn a_copy_under_way_is_no_standby() {
     a.pursue(LEAD);
     until(&a, "it waits", |report| is_waiting(report) && report.details.sync_names == PEER).await;
     let committed = commit(&a, "kept").await;
+    let mut told = std::collections::BTreeSet::new();
     while nodes::asks(&client, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE state = 'backup')").await {
+        told.extend(b.reports().borrow().details.doing.as_deref().and_then(percent_copied));
         let report = a.reports().borrow().clone();
         assert!(report.details.peer_flushed.is_none() && !is_confirmed(&report), "{report:?}");
         assert!(!committed.is_finished(), "a commit doesn't count with what only an unfinished copy has");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert!(told.iter().filter(|percent| (1..100).contains(*percent)).count() > 1, "it tells how far it is: {told:?}");
     until(&b, "it follows", is_streaming).await;
     until(&a, "the peer confirms", is_confirmed).await;
     soon("the commit ends", || committed.is_finished()).await;
     nodes.end([a, b]).await;
+}
+
+/// How far a copy is, by what is told to an operator.
+fn percent_copied(doing: &str) -> Option<u8> {
+    doing.strip_prefix("copying the leader's data: ")?.strip_suffix(" %")?.parse().ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -378,6 +389,26 @@ async fn killed_in_the_middle_of_a_rewind_it_knows_that_the_data_is_not_whole() 
     a.pursue(FOLLOW);
     until(&a, "it isn't whole", |report| report.rebuild_needed).await;
     a.pursue(COPY);
+    until(&a, "it follows", is_streaming).await;
+    nodes.end([a, b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_tells_how_far_it_is() {
+    let nodes = Nodes::new();
+    let (a, b) = nodes.paired().await;
+    a.shutdown(STOP).await;
+    drop(a);
+    b.pursue(SOLO);
+    until(&b, "it leads", is_alone).await;
+    let go_on = nodes.public().join("go-on");
+    let slowly = format!("echo ' 51/102 kB (50%) copied' >&2; until [ -e {} ]; do sleep 0.01; done", go_on.display());
+    nodes.wrap(A, "pg_rewind", &format!("{slowly}\nexec $REAL/pg_rewind \"$@\"")).await;
+    let a = nodes.open(A).await;
+    a.pursue(FOLLOW);
+    let told = |report: &Report| report.details.doing.as_deref().is_some_and(|doing| doing.ends_with("part: 50 %"));
+    until(&a, "it tells", told).await;
+    fs::write(&go_on, "").unwrap();
     until(&a, "it follows", is_streaming).await;
     nodes.end([a, b]).await;
 }

@@ -76,6 +76,13 @@ pub async fn reach_witness(pair: &PairConfig, tls: &Arc<rustls::ClientConfig>) -
             return vec![Finding::fail(WITNESS, format!("{place} can't be asked from here: {error}"), fix)];
         }
     };
+    if url.is_in_clear() {
+        findings.push(Finding::warn(
+            WITNESS,
+            format!("{place} is asked in clear: whoever is on the way could answer in its place, and decide who leads"),
+            "give it TLS: etcds://…, or an endpoint with https://",
+        ));
+    }
     if let WitnessUrl::Daemon(address) = url
         && let Ok(shown) = within(certificate::shown_by(address, Arc::clone(tls))).await
     {

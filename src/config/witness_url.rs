@@ -69,6 +69,21 @@ pub struct KubernetesUrl {
 }
 
 impl WitnessUrl {
+    /// Whether it is asked in clear, and not only on this machine: whoever is in between could answer in its place.
+    #[must_use]
+    pub fn is_in_clear(&self) -> bool {
+        let is_here = |host: &str| host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        match self {
+            Self::Daemon(_) | Self::Kubernetes(_) => false,
+            Self::Etcd(etcd) => etcd.tls.is_none() && !etcd.endpoints.iter().all(|endpoint| is_here(&endpoint.host)),
+            Self::S3(store) => store.endpoint.strip_prefix("http://").is_some_and(|rest| {
+                let authority = rest.split('/').next().unwrap_or_default();
+                let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+                !is_here(host.trim_matches(['[', ']']))
+            }),
+        }
+    }
+
     /// Reads one.
     ///
     /// # Errors
@@ -178,6 +193,23 @@ impl Query {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_in_clear_over_a_network_is_known() {
+        for (url, in_clear) in [
+            ("https://10.0.0.3:2378", false),
+            ("etcd://10.0.0.3:2379/k", true),
+            ("etcd://127.0.0.1:2379,10.0.0.3:2379/k", true),
+            ("etcd://127.0.0.1:2379,[::1]:2379/k", false),
+            ("etcds://10.0.0.3:2379/k", false),
+            ("s3://b/k?region=r", false),
+            ("s3://b/k?region=r&endpoint=http://minio:9000", true),
+            ("s3://b/k?region=r&endpoint=http://[::1]:9000", false),
+            ("s3://b/k?region=r&endpoint=http://localhost", false),
+        ] {
+            assert_eq!(WitnessUrl::parse(url).unwrap().is_in_clear(), in_clear, "{url}");
+        }
+    }
 
     #[test]
     fn each_kind_of_witness_has_its_url() {

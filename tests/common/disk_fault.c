@@ -1,4 +1,4 @@
-/* Preloaded into a PostgreSQL under test: while the file that DISK_FAULT names begins with an s, its disk stands still; with an f, it fails
+/* Preloaded into a program under test: while the file that DISK_FAULT names begins with an s, its disk stands still; with an f, it fails
  * to keep what was written. */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-//! A PostgreSQL whose disk stands still, or fails to keep what was written, when a test says so.
+//! Programs whose disk stands still, or fails to keep what was written, when a test says so.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,32 +9,46 @@ use duet::supervisor::postgres::Binaries;
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/disk_fault.c");
 
-/// The binaries of such a PostgreSQL, and what its disk is told to do.
+/// What such programs run with, and what their disk is told to do.
 pub struct DiskFault {
-    bin_dir: PathBuf,
+    shim: PathBuf,
     told: PathBuf,
+    /// Of a PostgreSQL whose disk it is, if there is one.
+    bin_dir: PathBuf,
 }
 
 impl DiskFault {
-    /// Makes them in `dir`, which PostgreSQL's user must be able to reach, around the installed ones. Nothing is wrong yet.
-    pub async fn install(dir: &Path) -> Self {
-        let found = Binaries::find(super::bin_dir().as_deref(), None, dir).await.unwrap();
-        let real = found.program("postgres");
+    /// Makes it in `dir`. Nothing is wrong yet.
+    pub fn build(dir: &Path) -> Self {
         let (bin_dir, told, shim) = (dir.join("bin"), dir.join("disk-fault"), dir.join("disk-fault.so"));
-        fs::create_dir(&bin_dir).unwrap();
-        for entry in fs::read_dir(real.parent().unwrap()).unwrap().map(Result::unwrap) {
-            if entry.file_name() != "postgres" {
-                symlink(entry.path(), bin_dir.join(entry.file_name())).unwrap();
-            }
-        }
         let built =
             Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&shim, Path::new(SOURCE)]).arg("-ldl").status();
         assert!(built.unwrap().success(), "cc can't build {SOURCE}");
-        let run = format!("LD_PRELOAD={} DISK_FAULT={} exec {} \"$@\"", shim.display(), told.display(), real.display());
-        super::script(&bin_dir.join("postgres"), &run);
-        let fault = Self { bin_dir, told };
+        let fault = Self { shim, told, bin_dir };
         fault.clear();
         fault
+    }
+
+    /// As [`DiskFault::build`], with the binaries of a PostgreSQL whose disk it is, around the installed ones. `dir` must be one that
+    /// PostgreSQL's user can reach.
+    pub async fn install(dir: &Path) -> Self {
+        let fault = Self::build(dir);
+        let found = Binaries::find(super::bin_dir().as_deref(), None, dir).await.unwrap();
+        let real = found.program("postgres");
+        fs::create_dir(&fault.bin_dir).unwrap();
+        for entry in fs::read_dir(real.parent().unwrap()).unwrap().map(Result::unwrap) {
+            if entry.file_name() != "postgres" {
+                symlink(entry.path(), fault.bin_dir.join(entry.file_name())).unwrap();
+            }
+        }
+        let environment = fault.environment().map(|(name, value)| format!("{name}={}", value.display())).join(" ");
+        super::script(&fault.bin_dir.join("postgres"), &format!("{environment} exec {} \"$@\"", real.display()));
+        fault
+    }
+
+    /// What a program runs with whose disk it is.
+    pub fn environment(&self) -> [(&'static str, &Path); 2] {
+        [("LD_PRELOAD", &self.shim), ("DISK_FAULT", &self.told)]
     }
 
     /// The flag that makes a Duet use it.

@@ -168,12 +168,12 @@ impl Drop for SmallDisk {
 }
 
 impl SmallDisk {
-    /// Takes all the room there is, until the answer's file is removed.
+    /// Takes all the room there is, also what has become free since the last time, until the answer's file is removed.
     pub fn fill(&self) -> PathBuf {
         let ballast = self.0.join("ballast");
-        let filled =
-            Command::new("dd").arg("if=/dev/zero").arg(format!("of={}", ballast.display())).stderr(Stdio::null()).status();
-        assert!(!filled.unwrap().success(), "dd ends at the full disk");
+        let mut fill = Command::new("dd");
+        fill.arg("if=/dev/zero").arg(format!("of={}", ballast.display())).args(["oflag=append", "conv=notrunc"]);
+        assert!(!fill.stderr(Stdio::null()).status().unwrap().success(), "dd ends at the full disk");
         ballast
     }
 }

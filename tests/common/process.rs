@@ -97,6 +97,7 @@ impl Drop for Process {
         }
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal(Signal::SIGTERM);
+            self.signal(Signal::SIGCONT);
             let deadline = Instant::now() + PATIENCE;
             while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));

@@ -75,6 +75,28 @@ async fn what_a_disk_failed_to_keep_is_made_anew_from_the_peer_s() {
     assert_sound(&pair, load, seed).await;
 }
 
+/// The node's own record is on it, too: what Duet can't keep ends it, before anything rests on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_record_the_disk_fails_to_keep_is_replaced() {
+    let (mut pair, seed, dirs) = (Pair::begin(true), seed(), [scratch(), scratch()]);
+    let disks = dirs.each_ref().map(|dir| DiskFault::build(dir.path()));
+    for (environment, disk) in pair.environment.iter_mut().zip(&disks) {
+        environment.extend(disk.environment().map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+    pair = pair.started().await;
+    let mut load = load(&pair, seed);
+    load.progress(100).await;
+    let leader = pair.until_paired().await;
+    disks[leader].fail();
+    pair.until_open(1 - leader).await;
+    load.progress(50).await;
+    pair.node(leader).ended();
+    disks[leader].clear();
+    pair.start_node(leader);
+    assert_eq!(pair.until_paired().await, 1 - leader);
+    assert_sound(&pair, load, seed).await;
+}
+
 /// Takes room until only so much is left.
 fn leave(disk: &Path, left: u64) -> PathBuf {
     let filler = disk.join("filler");
@@ -128,5 +150,46 @@ async fn a_leader_whose_disk_is_full_starts_again_with_what_was_kept_for_this() 
     load.progress(50).await;
     std::fs::remove_file(filler).unwrap();
     assert_eq!(pair.until_paired().await, B);
+    assert_sound(&pair, load, seed).await;
+}
+
+/// One that can't keep what the leader commits is left behind, and then the register doesn't let it lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_disk_is_full_is_not_promoted() {
+    let (mut pair, seed) = (Pair::begin(true), seed());
+    let disk = SmallDisk::mount(&pair.data(B), "1100m");
+    pair = pair.started().await;
+    let mut load = load(&pair, seed);
+    load.progress(50).await;
+    assert_eq!(pair.until_paired().await, A, "who began the store leads");
+    let mut filler = disk.fill();
+    let session = pair.database(A).connect().await;
+    let more_wal = async {
+        // What nobody confirms waits until the leader is alone.
+        while session.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'x'); SELECT pg_switch_wal()").await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let left_behind = async {
+        tokio::task::block_in_place(|| pair.node(B).line("the reserve kept for this is given up"));
+        filler = disk.fill();
+        pair.until("alone", |all| all.iter().any(|one| one.open && one.mode.as_deref() == Some("SOLO"))).await;
+    };
+    tokio::select! {
+        () = more_wal => panic!("the leader's PostgreSQL has ended"),
+        () = left_behind => {}
+    }
+    // Not even its record of that has room, and nothing goes on without.
+    pair.node(B).line("No space left on device");
+    pair.node(B).ended();
+    load.progress(50).await;
+    pair.lose(A);
+    std::fs::remove_file(filler).unwrap();
+    pair.start_node(B);
+    let waits = pair.until("waiting", |all| all.iter().any(|one| one.mode.as_deref() == Some("SOLO"))).await;
+    assert!(waits.iter().all(|one| !one.open), "{waits:?}");
+    assert!(waits[0].explanation.contains("may not take over"), "{}", waits[0].explanation);
+    pair.start_node(A);
+    assert_eq!(pair.until_paired().await, A);
     assert_sound(&pair, load, seed).await;
 }

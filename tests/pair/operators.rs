@@ -6,6 +6,7 @@ use duet::supervisor::pair::status::NodeStatus;
 use etcd_client::{Client, GetOptions};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::history::Outcome;
 use crate::load::Load;
@@ -215,12 +216,41 @@ async fn new_certificates_are_put_in_place_without_a_failed_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_of_one_node_at_a_time_fails_no_request() {
-    let mut pair = Pair::begin(true);
-    pair.programs = [old_release(), old_release()];
-    pair = pair.started().await;
+    // All of it is the older one's, its configuration and certificates, too.
+    let mut pair = Pair::begin_of(old_release(), Some("127.0.0.1")).started().await;
     one_node_at_a_time(&mut pair, |pair, node| pair.programs[node] = crate::common::process::duet()).await;
-    let versions: Vec<String> = pair.statuses(A).await.into_iter().map(|one| one.version).collect();
-    assert_eq!(versions.len(), 2, "{versions:?}");
+    pair.kill_witness();
+    pair.witness_program = crate::common::process::duet();
+    pair.start_witness();
+    let leader = pair.until_paired().await;
+    pair.lose(leader);
+    pair.until_open(1 - leader).await;
+    pair.start_node(leader);
+    pair.until_paired().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_that_is_watched_shows_what_changes_until_nobody_reads_it_any_more() {
+    let mut pair = Pair::start().await;
+    let mut watching = tokio::process::Command::new(crate::common::process::duet())
+        .args(["status", "--watch", "--json", "--config-file"])
+        .arg(pair.config(B))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let modes = |line: &str| {
+        let all: Vec<NodeStatus> = serde_json::from_str(line).expect("one line is one look");
+        all.into_iter().filter_map(|one| one.mode).collect::<Vec<_>>()
+    };
+    let shown = async {
+        assert_eq!(modes(&lines.next_line().await.unwrap().unwrap()), ["PAIR", "PAIR"]);
+        pair.kill_witness();
+        while modes(&lines.next_line().await.unwrap().unwrap()) != ["ASYM", "ASYM"] {}
+        drop(lines);
+        assert!(watching.wait().await.unwrap().success());
+    };
+    tokio::time::timeout(crate::common::process::PATIENCE, shown).await.expect("it shows it and ends");
 }
 
 /// What the whole confirmation of a forced failover looks like.

@@ -31,8 +31,12 @@ pub struct Pair {
     guarded: bool,
     /// What each node runs.
     pub programs: [PathBuf; 2],
+    /// What the witness runs.
+    pub witness_program: PathBuf,
     /// Further flags of each node.
     pub flags: [Vec<String>; 2],
+    /// What else is in its environment.
+    pub environment: [Vec<(String, PathBuf)>; 2],
     // In this order: the witness is there until the nodes have ended, and the files until everything has.
     /// Those that run.
     pub nodes: [Option<Process>; 2],
@@ -68,9 +72,14 @@ impl Pair {
 
     /// As [`Pair::begin`], with this witness.
     pub fn begin_with(witness: Option<&str>) -> Self {
+        Self::begin_of(duet(), witness)
+    }
+
+    /// As [`Pair::begin_with`], made and run by this program.
+    pub fn begin_of(program: PathBuf, witness: Option<&str>) -> Self {
         let dir = scratch();
         let [ca, cb, pa, pb, ga, gb, w] = free_ports::<7>();
-        let mut init = Command::new(duet());
+        let mut init = Command::new(&program);
         init.args(["init", "--cluster", "test", "--a", "127.0.0.1", "--b", "127.0.0.1", "--client-tls=false", "--in-place"])
             .args([
                 "--client-port",
@@ -91,8 +100,10 @@ impl Pair {
             client_ports: [ca, cb],
             pg_ports: [ga, gb],
             guarded: true,
-            programs: [duet(), duet()],
+            programs: [program.clone(), program.clone()],
+            witness_program: program,
             flags: [Vec::new(), Vec::new()],
+            environment: [Vec::new(), Vec::new()],
             nodes: [None, None],
             witness: None,
             dir,
@@ -122,8 +133,8 @@ impl Pair {
 
     pub fn start_witness(&mut self) {
         let config = self.witness_config();
-        let mut witness =
-            Process::start(&duet(), &["witness".to_owned(), "--config-file".to_owned(), config.display().to_string()]);
+        let args = ["witness".to_owned(), "--config-file".to_owned(), config.display().to_string()];
+        let mut witness = Process::start(&self.witness_program, &args);
         witness.line("the witness is ready");
         self.witness = Some(witness);
     }
@@ -134,12 +145,18 @@ impl Pair {
         witness.ended();
     }
 
+    pub fn witness(&mut self) -> &mut Process {
+        self.witness.as_mut().expect("it runs")
+    }
+
     pub fn start_node(&mut self, node: usize) {
         let config = self.config(node).display().to_string();
         let guardian = if self.guarded { "true" } else { "false" };
         let args = ["node", "--config-file", &config, "--pg-shared-buffers=32MiB", &format!("--guardian={guardian}")];
         let args: Vec<String> = args.into_iter().map(str::to_owned).chain(self.flags[node].clone()).collect();
-        self.nodes[node] = Some(Process::start(&self.programs[node], &args));
+        let mut command = Command::new(&self.programs[node]);
+        command.args(args).envs(self.environment[node].iter().map(|(name, value)| (name, value)));
+        self.nodes[node] = Some(Process::spawn(command));
     }
 
     pub fn node(&mut self, node: usize) -> &mut Process {
@@ -157,14 +174,19 @@ impl Pair {
         if let Some(pid) = guarded {
             let _ = kill(pid, Signal::SIGSTOP);
         }
-        let postgres = std::fs::read_to_string(self.data(node).join("postgres/postmaster.pid")).ok();
-        let postmaster = postgres.and_then(|text| text.lines().next()?.trim().parse::<i32>().ok());
-        for pid in postmaster.map(family).unwrap_or_default() {
+        for pid in self.postgres(node) {
             let _ = kill(pid, Signal::SIGKILL);
         }
         duet.signal(Signal::SIGKILL);
         duet.ended();
         guarded.into_iter().for_each(until_gone);
+    }
+
+    /// The node's PostgreSQL: its postmaster and that one's processes, if it runs.
+    pub fn postgres(&self, node: usize) -> Vec<Pid> {
+        let file = std::fs::read_to_string(self.data(node).join("postgres/postmaster.pid")).ok();
+        let postmaster = file.and_then(|text| text.lines().next()?.trim().parse().ok());
+        postmaster.map(family).unwrap_or_default()
     }
 
     /// The node's machine stands still.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use duet::storage::pg::PgOptions;
 use duet::supervisor::fsm::{Goal, NodeId, Postgres, Sync};
 use duet::supervisor::postgres::pair::{PairOptions, PairPostgres, PairTls, Report};
 use duet::supervisor::postgres::{Binaries, PostgresOptions, StartError};
@@ -43,6 +44,28 @@ pub fn is_streaming(report: &Report) -> bool {
 pub struct Nodes {
     dir: TempDir,
     ports: [u16; 2],
+    authority: Issuer<'static, KeyPair>,
+}
+
+/// A CA of its own, whose certificate is `file` from now on.
+fn authority(file: &Path) -> Issuer<'static, KeyPair> {
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.distinguished_name.push(DnType::CommonName, "test");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    fs::write(file, authority.self_signed(&key).unwrap().pem()).unwrap();
+    Issuer::new(authority, key)
+}
+
+/// A certificate of `name`, in `home`.
+fn certificate(authority: &Issuer<'static, KeyPair>, name: &str, home: &Path) {
+    fs::create_dir(home).unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    fs::write(home.join("node.crt"), params.signed_by(&key, authority).unwrap().pem()).unwrap();
+    fs::write(home.join("node.key"), key.serialize_pem()).unwrap();
 }
 
 fn goal_name(goal: Goal) -> &'static str {
@@ -92,26 +115,50 @@ fn options(dir: &Path, ports: [u16; 2], node: usize) -> PairOptions {
 impl Nodes {
     pub fn new() -> Self {
         let dir = scratch();
-        let mut authority = CertificateParams::new(Vec::new()).unwrap();
-        authority.distinguished_name.push(DnType::CommonName, "test");
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        fs::write(dir.path().join("ca.crt"), authority.self_signed(&key).unwrap().pem()).unwrap();
-        let issuer = Issuer::new(authority, key);
+        let authority = authority(&dir.path().join("ca.crt"));
         for letter in LETTERS {
-            let home = dir.path().join(letter);
-            fs::create_dir(&home).unwrap();
-            let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-            params.distinguished_name = rcgen::DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, format!("{letter}.test.duet"));
-            let key = KeyPair::generate().unwrap();
-            fs::write(home.join("node.crt"), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
-            fs::write(home.join("node.key"), key.serialize_pem()).unwrap();
+            certificate(&authority, &format!("{letter}.test.duet"), &dir.path().join(letter));
         }
         let public = dir.path().join("public");
         fs::create_dir(&public).unwrap();
         fs::set_permissions(&public, fs::Permissions::from_mode(0o777)).unwrap();
-        Self { dir, ports: free_ports() }
+        Self { dir, ports: free_ports(), authority }
+    }
+
+    /// A session over the network at `node`, as another machine would ask for it; why it gets none.
+    pub async fn reach(&self, node: usize, user: &str, tls: Option<&Path>) -> Result<(), tokio_postgres::Error> {
+        let to = format!("host=127.0.0.1 port={} user={user} dbname=postgres connect_timeout=2", self.ports[node]);
+        let dir = self.dir.path().display();
+        let tls = match tls {
+            None => "sslmode=disable".to_owned(),
+            Some(home) if home.as_os_str().is_empty() => format!("sslmode=verify-full sslrootcert={dir}/ca.crt"),
+            Some(home) => {
+                let home = home.display();
+                format!("sslmode=verify-full sslrootcert={dir}/ca.crt sslcert={home}/node.crt sslkey={home}/node.key")
+            }
+        };
+        match PgOptions::from_dsn(&format!("{to} {tls}"), None).unwrap().connect().await {
+            Ok(_) => Ok(()),
+            // It was let in, and looked.
+            Err(error) if duet::storage::pg::text(&error).contains("does not allow writes") => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where a certificate of this node's is.
+    pub fn home(&self, node: usize) -> PathBuf {
+        self.dir.path().join(LETTERS[node])
+    }
+
+    /// Where a new certificate of `name` is, of the pair's CA or of another that calls itself the same.
+    pub fn stranger(&self, name: &str, of_the_pair: bool) -> PathBuf {
+        let home = self.dir.path().join(format!("stranger-{name}-{of_the_pair}"));
+        if of_the_pair {
+            certificate(&self.authority, name, &home);
+        } else {
+            certificate(&authority(&self.dir.path().join(format!("other-{name}.crt"))), name, &home);
+        }
+        home
     }
 
     /// Where PostgreSQL's user may write, too.

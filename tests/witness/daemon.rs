@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::Node;
+use crate::common::disk_fault::DiskFault;
 use crate::common::peers::free_ports;
 use crate::common::process::{Process, duet};
 use crate::common::scratch;
@@ -53,14 +54,27 @@ pub fn shipped() -> Option<String> {
     std::env::var("DUET_WITNESS_BIN").ok()
 }
 
-fn run(dir: &Path) -> Process {
-    let config = dir.join("pair/witness/witness.toml").display().to_string();
-    let mut process = Process::start(Path::new(&program()), &["--config-file".to_owned(), config]);
+fn run(dir: &Path, disk: Option<&DiskFault>) -> Process {
+    let mut command = Command::new(program());
+    command.arg("--config-file").arg(dir.join("pair/witness/witness.toml"));
+    command.envs(disk.iter().flat_map(|disk| disk.environment()));
+    let mut process = Process::spawn(command);
     process.line("the witness is ready");
     process
 }
 
 impl Daemon {
+    /// One whose disk does as it is told.
+    pub fn start_on(disk: &DiskFault) -> Self {
+        Self::begin(Some(disk))
+    }
+
+    fn begin(disk: Option<&DiskFault>) -> Self {
+        let (dir, [port]) = (scratch(), free_ports());
+        init(&dir.path().join("pair"), port);
+        Self { process: Mutex::new(run(dir.path(), disk)), port, dir }
+    }
+
     fn tls(&self, client: Option<PathBuf>) -> Arc<rustls::ClientConfig> {
         let ca = Pem::read(&self.dir.path().join("pair/a/pair-ca.crt")).unwrap();
         let pems = client.map(|dir| (Pem::read(&dir.join("pair.crt")).unwrap(), Pem::read(&dir.join("pair.key")).unwrap()));
@@ -100,7 +114,7 @@ impl Daemon {
         process.signal(Signal::SIGKILL);
         process.ended();
         meanwhile();
-        *process = run(self.dir.path());
+        *process = run(self.dir.path(), None);
     }
 
     pub async fn kill_and_start(&mut self) {
@@ -118,9 +132,7 @@ impl Daemon {
 
 impl Store for Daemon {
     async fn start() -> Self {
-        let (dir, [port]) = (scratch(), free_ports());
-        init(&dir.path().join("pair"), port);
-        Self { process: Mutex::new(run(dir.path())), port, dir }
+        Self::begin(None)
     }
 
     fn port(&self) -> u16 {

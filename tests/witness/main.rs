@@ -7,11 +7,14 @@ mod contract;
 mod daemon;
 mod etcd;
 mod kubernetes;
+#[path = "../common/s3.rs"]
+mod object_store;
 mod s3;
 mod wire;
 
 use std::sync::Arc;
 
+use common::disk_fault::DiskFault;
 use common::peers::free_ports;
 use common::process::PATIENCE;
 use contract::Store;
@@ -117,6 +120,27 @@ async fn what_a_witness_has_answered_is_there_after_it_was_killed() {
     let written = contract::write(&*daemon.node("test", daemon.port()), 1).await;
     daemon.kill_and_start().await;
     assert_eq!(contract::answered(&*daemon.node("test", daemon.port())).await, written, "the same value, of the same history");
+}
+
+/// What a killed process had written is there anyhow: only a disk that doesn't keep it shows that it was waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_disk_has_not_kept_is_not_answered() {
+    let dir = common::scratch();
+    let disk = DiskFault::build(dir.path());
+    let daemon = Daemon::start_on(&disk);
+    let witness = daemon.node("test", daemon.port());
+    let before = contract::write(&*witness, 1).await;
+    for (version, fault) in [(2, DiskFault::fail as fn(&DiskFault)), (3, DiskFault::stand_still)] {
+        fault(&disk);
+        let outcome = witness.swap(before.instance, version - 1, contract::value(version)).await;
+        assert_eq!(outcome, SwapOutcome::Unknown, "version {version}");
+        disk.clear();
+        let after = contract::answered(&*witness).await.value.expect("there is a register");
+        assert!([version - 1, version].contains(&after.version), "{after:?}");
+        if after.version < version {
+            contract::write(&*witness, version).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

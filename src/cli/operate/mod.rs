@@ -19,6 +19,7 @@ mod nodes;
 mod probe;
 mod show;
 
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -238,14 +239,18 @@ impl Nodes {
     async fn show_status(&self, watch: bool, json: bool) -> Result<(), Failure> {
         loop {
             let statuses = self.statuses().await;
-            if json {
+            let mut shown = if json {
                 let found: Vec<&NodeStatus> = statuses.iter().flatten().collect();
-                println!("{}", to_json(&found)?);
+                to_json(&found)? + "\n"
             } else {
-                if watch {
-                    print!("\x1b[H\x1b[2J");
-                }
-                print!("{}", self.table(&statuses));
+                self.table(&statuses)
+            };
+            let mut out = std::io::stdout();
+            if watch && !json && out.is_terminal() {
+                shown.insert_str(0, "\x1b[H\x1b[2J");
+            }
+            if out.write_all(shown.as_bytes()).and_then(|()| out.flush()).is_err() {
+                return Ok(()); // whoever has read this has enough
             }
             if !watch {
                 return if statuses.iter().any(Result::is_ok) {

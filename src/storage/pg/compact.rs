@@ -12,10 +12,11 @@ use super::session::unavailable;
 use crate::storage::LogError;
 use crate::types::{Epoch, Rev};
 
-/// The epoch is checked in the same snapshot that finds the rows: rows of a later epoch are seen only with their epoch.
+/// The epoch is checked in the same snapshot that finds the rows: rows of a later epoch are seen only with their epoch. The message is WAL of
+/// its own: a step that finds its rows deleted already, by a try whose wait for the standby was given up, has to wait, too.
 const DELETE: &str = "WITH ok AS MATERIALIZED (SELECT set_config('synchronous_commit', 'on', true) FROM duet.meta WHERE epoch = $1), \
     gone AS (DELETE FROM duet.log l USING ok, unnest($2::bigint[], $3::int[]) AS u(rev, sub) WHERE l.rev = u.rev AND l.sub = u.sub) \
-    SELECT 1 FROM ok";
+    SELECT 1 FROM ok, pg_logical_emit_message(true, 'duet', '')";
 
 /// Deletes these rows if `epoch` is the current one.
 pub async fn delete(client: &Object, epoch: Epoch, revs: &[Rev]) -> Result<(), LogError> {

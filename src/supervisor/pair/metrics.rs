@@ -36,7 +36,7 @@ const fn gauge(name: &'static str, help: &'static str, label: Option<&'static st
 }
 
 /// Every name, with where its figures come from.
-static FAMILIES: [Family; 21] = [
+static FAMILIES: [Family; 22] = [
     gauge("duet_pair_mode", "1 for the register's mode as this node knows it: PAIR, SOLO or ASYM.", Some("mode"), |status| {
         status.mode.as_deref().map_or_else(Vec::new, |now| one_of(["PAIR", "SOLO", "ASYM"], now))
     }),
@@ -87,6 +87,13 @@ static FAMILIES: [Family; 21] = [
         let lag = status.details.flushed.saturating_sub(status.details.replayed) as f64;
         known(Some(lag).filter(|_| is_a(status, "standby")))
     }),
+    Family {
+        name: "duet_pair_sync_names_changed_total",
+        help: "How often somebody else changed PostgreSQL's synchronous_standby_names since this process started; each was set right.",
+        label: None,
+        kind: Kind::Counter,
+        read: |status| known(Some(status.details.sync_names_changed as f64)),
+    },
     gauge("duet_pair_disk_free_bytes", "Room on the disk below this node's PostgreSQL.", None, |status| {
         known(Some(status.details.free_bytes).filter(|free| *free > 0).map(|free| free as f64))
     }),
@@ -266,7 +273,7 @@ mod tests {
     fn what_is_known_is_told_in_the_units_of_its_name() {
         let seen = Register { version: 7, epoch: 3, owner: NodeId::A, mode: Mode::Solo };
         let state = state(Record { seen: Some(seen), ..Record::default() });
-        let details = Details { timeline: 4, free_bytes: 5 << 30, ..Details::default() };
+        let details = Details { timeline: 4, free_bytes: 5 << 30, sync_names_changed: 2, ..Details::default() };
         let takeover = Takeover { detect_ms: 810, serve_ms: 5, ..Takeover::default() };
         let entry =
             Entry { at_ms: 1500, node: 'B', epoch: 3, what: String::new(), text: String::new(), takeover: Some(takeover) };
@@ -287,6 +294,7 @@ mod tests {
             "duet_pair_timeline 4",
             "duet_pair_disk_free_bytes 5368709120",
             "duet_pair_disk_short 0",
+            "duet_pair_sync_names_changed_total 2",
             "duet_pair_survives{loss=\"a\"} 0",
             "duet_pair_survives{loss=\"b\"} 1",
             "duet_pair_virtual_ip{state=\"duplicate\"} 1",

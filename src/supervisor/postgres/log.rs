@@ -103,12 +103,13 @@ impl Recent {
         self.lock().disk
     }
 
-    /// Whether this warning is the last one again, and has been coming all the time since it was told: a standby that can't reach its leader has
-    /// one ten times a second.
+    /// Whether this warning is the last one again, but for its numbers, and has been coming all the time since it was told: a standby that can't
+    /// reach its leader, or has no room for what that sends, has one ten times a second.
     fn is_repeated(&self, warning: &str) -> bool {
         let now = Instant::now();
-        let before = self.lock().warned.replace((warning.to_owned(), now));
-        before.is_some_and(|(text, at)| text == warning && now - at < REPEATED)
+        let kind = warning.replace(|c: char| c.is_ascii_digit(), "");
+        let before = self.lock().warned.replace((kind.clone(), now));
+        before.is_some_and(|(text, at)| text == kind && now - at < REPEATED)
     }
 
     /// How far a start that takes long has got, such as `redo in progress, at 0/3A000028`. Another text is progress.
@@ -293,6 +294,8 @@ mod tests {
         let recent = Recent::default();
         let told = ["one", "one", "two", "one", "one"].map(|warning| !recent.is_repeated(warning));
         assert_eq!(told, [true, false, true, true, false]);
+        assert!(!recent.is_repeated("no room for file 17") && recent.is_repeated("no room for file 4"), "its numbers aside");
+        assert!(!recent.is_repeated("one"));
         recent.lock().warned.as_mut().unwrap().1 -= REPEATED;
         assert!(!recent.is_repeated("one"), "the same trouble at another time");
     }

@@ -109,6 +109,9 @@ pub struct Details {
     pub peer_flushed: Option<u64>,
     /// `synchronous_standby_names` as it is in force.
     pub sync_names: String,
+    /// How often somebody else has changed that, since this process started.
+    #[serde(default)]
+    pub sync_names_changed: u64,
     /// Free bytes on the data directory's disk.
     pub free_bytes: u64,
     /// What is being done that takes long.

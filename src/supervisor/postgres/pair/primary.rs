@@ -87,15 +87,7 @@ impl Pursuit<'_> {
         let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
         if running && let Some(present) = self.present_session().await {
             let (session, seen) = present?;
-            return match seen {
-                Seen { in_recovery: true, .. } => tokio::select! {
-                    promoted = self.promote(session, sync) => promoted,
-                    // It is the postmaster that promotes, and an old session doesn't tell whether that is there.
-                    () = exited(self.shared.postgres.status()) => Err("PostgreSQL has ended while it was promoted".to_owned()),
-                    () = self.lets_nobody_in() => Err("PostgreSQL lets nobody in: ending it".to_owned()),
-                },
-                _ => Ok(session),
-            };
+            return if seen.in_recovery { self.promote(session, sync).await } else { Ok(session) };
         }
         self.end().await;
         let control = Control::read(&self.shared.postgres).await.map_err(|error| error.to_string())?;
@@ -151,6 +143,15 @@ impl Pursuit<'_> {
 
     async fn promote(&self, session: Session, sync: bool) -> Result<Session, String> {
         self.doing("promoting PostgreSQL");
+        tokio::select! {
+            promoted = self.until_promoted(session, sync) => promoted,
+            // It is the postmaster that promotes, and an old session doesn't tell whether that is there.
+            () = exited(self.shared.postgres.status()) => Err("PostgreSQL has ended while it was promoted".to_owned()),
+            () = self.lets_nobody_in() => Err("PostgreSQL lets nobody in: ending it".to_owned()),
+        }
+    }
+
+    async fn until_promoted(&self, session: Session, sync: bool) -> Result<Session, String> {
         let began = Instant::now();
         // Everything that was received is replayed before the promotion ends; nothing is received after it has begun.
         self.shared.promoted.store(true, Ordering::Release);
@@ -285,7 +286,9 @@ impl Pursuit<'_> {
             "somebody else has set synchronous_standby_names to '{found}' (ALTER SYSTEM?): setting it to '{wanted}' again, as it has to be"
         );
         tracing::warn!("{what}");
-        self.shared.details.lock().trouble = Some(what);
+        let mut details = self.shared.details.lock();
+        details.sync_names_changed += 1;
+        details.trouble = Some(what);
     }
 
     async fn write_role(&self, wait_for: WaitFor) -> Result<(), String> {
