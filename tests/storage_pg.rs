@@ -372,6 +372,68 @@ async fn after_kill_9_of_the_postmaster_in_the_middle_of_batches_every_acknowled
     postgres.stop(STOP).await;
 }
 
+/// From now on every commit waits for a standby that isn't there.
+async fn wait_for_nobody(postgres: &Postgres, client: &Client) {
+    for statement in
+        ["SET synchronous_commit = local", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"]
+    {
+        client.batch_execute(statement).await.unwrap();
+    }
+    // The checkpointer is who makes it take effect: a commit of our own is seen waiting.
+    let probe = common::connect(&postgres.connect_config()).await;
+    probe.batch_execute("SET application_name = 'probe'").await.unwrap();
+    tokio::spawn(async move { while probe.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'x')").await.is_ok() {} });
+    until(client, &waits("probe")).await;
+    client.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'probe'", &[]).await.unwrap();
+}
+
+/// Asks until it is true.
+async fn until(client: &Client, sql: &str) {
+    let began = std::time::Instant::now();
+    while !client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
+        assert!(began.elapsed() < Duration::from_secs(60), "{sql}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether a session of that name waits for the standby.
+fn waits(name: &str) -> String {
+    format!("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = '{name}' AND wait_event = 'SyncRep')")
+}
+
+/// Memory forgets what it was told is deleted: if that were lost with the leader, an old version could look alive one day.
+#[tokio::test]
+async fn a_deletion_is_answered_only_when_the_standby_has_it_however_often_it_is_tried() {
+    let dir = common::scratch();
+    let postgres = Postgres::start(common::options(&dir)).await.unwrap();
+    let client = common::connect(&postgres.connect_config()).await;
+    let log = Arc::new(log(&postgres.connect_config()));
+    let mut writer = acquire(&log).await;
+    writer.append(one(2)).await.unwrap();
+    let epoch = writer.meta().epoch;
+    writer.close().await;
+    wait_for_nobody(&postgres, &client).await;
+    let delete = || {
+        let log = Arc::clone(&log);
+        tokio::spawn(async move { log.reader().delete(epoch, vec![Rev::new(2, 0)]).await })
+    };
+    // The second one finds nothing to delete.
+    for _ in 0..2 {
+        let deletion = delete();
+        until(&client, &waits("duet compactor")).await;
+        client
+            .execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'duet compactor'", &[])
+            .await
+            .unwrap();
+        let answer = deletion.await.unwrap();
+        assert!(matches!(&answer, Err(LogError::Unknown(why)) if why.contains("synchronous replication")), "{answer:?}");
+    }
+    client.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    delete().await.unwrap().unwrap();
+    postgres.stop(STOP).await;
+}
+
 #[tokio::test]
 async fn a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown_not_a_success() {
     let dir = common::scratch();
@@ -383,32 +445,9 @@ async fn a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown_not_a_succ
     let mut writer = acquire(&log).await;
     writer.append(one(2)).await.unwrap();
     let pid = writer_pid(&client).await;
-    for statement in
-        ["SET synchronous_commit = local", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"]
-    {
-        client.batch_execute(statement).await.unwrap();
-    }
-    let wait = |sql: &'static str| {
-        let client = &client;
-        async move {
-            let began = std::time::Instant::now();
-            while !client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
-                assert!(began.elapsed() < Duration::from_secs(60), "{sql}");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
-    };
-    // The checkpointer is who makes it take effect.
-    wait("SELECT current_setting('synchronous_standby_names') = 'nobody'").await;
-    let mut next = 3;
-    let (waiting, behind) = loop {
-        let mut answer = writer.append(one(next));
-        next += 1;
-        if tokio::time::timeout(Duration::from_millis(500), &mut answer).await.is_err() {
-            break (answer, writer.append(one(next)));
-        }
-    };
-    wait("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'duet writer' AND wait_event = 'SyncRep')").await;
+    wait_for_nobody(&postgres, &client).await;
+    let (waiting, behind) = (writer.append(one(3)), writer.append(one(4)));
+    until(&client, &waits("duet writer")).await;
     client.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.unwrap();
     let answer = waiting.await;
     assert!(matches!(&answer, Err(LogError::Unknown(why)) if why.contains("synchronous replication")), "{answer:?}");

@@ -1,14 +1,16 @@
-//! Deleting what compaction made obsolete, in small steps on a reader's session, beside the writer.
+//! Deleting what compaction made obsolete, in small steps on a session of its own, beside the writer.
 //!
 //! A step may be done twice, but never be lost once it has been answered: memory then no longer knows its rows, and an old version whose
-//! tombstone a later step takes would look alive. So its commit waits, on a pair for the standby as well. A key's rows go oldest first,
-//! for the same reason. Measured against the alternatives in docs/adr/0003-compaction.md.
+//! tombstone a later step takes would look alive. So its commit waits, on a pair for the standby as well, and a warning makes the step
+//! fail: a wait that was cancelled looks like one that has come to its end. A key's rows go oldest first, for the same reason. Measured
+//! against the alternatives in docs/adr/0003-compaction.md.
 
-use deadpool_postgres::Object;
 use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::reader::rev_arrays;
-use super::session::unavailable;
+use super::PgOptions;
+use super::reader::{self, rev_arrays};
+use super::session::{Session, unavailable};
 use crate::storage::LogError;
 use crate::types::{Epoch, Rev};
 
@@ -18,14 +20,28 @@ const DELETE: &str = "WITH ok AS MATERIALIZED (SELECT set_config('synchronous_co
     gone AS (DELETE FROM duet.log l USING ok, unnest($2::bigint[], $3::int[]) AS u(rev, sub) WHERE l.rev = u.rev AND l.sub = u.sub) \
     SELECT 1 FROM ok, pg_logical_emit_message(true, 'duet', '')";
 
+/// No limit of the server's own may end a step, and it may warn.
+const SETTINGS: &str = "SET application_name = 'duet compactor'; SET client_min_messages = warning; SET statement_timeout = 0; \
+    SET lock_timeout = '10s'; SET default_transaction_read_only = off;";
+
+/// A session for [`delete`].
+pub async fn session(options: &PgOptions) -> Result<Session, LogError> {
+    let session = Session::connect(options).await?;
+    session.client.batch_execute(&format!("{} {SETTINGS}", reader::SESSION)).await.map_err(unavailable)?;
+    session.health.count_warnings();
+    Ok(session)
+}
+
 /// Deletes these rows if `epoch` is the current one.
-pub async fn delete(client: &Object, epoch: Epoch, revs: &[Rev]) -> Result<(), LogError> {
+pub async fn delete(session: &Session, epoch: Epoch, revs: &[Rev]) -> Result<(), LogError> {
     if revs.is_empty() {
         return Ok(());
     }
-    let statement = client.prepare_cached(DELETE).await.map_err(unavailable)?;
     let (main, sub) = rev_arrays(revs);
-    match client.execute(&statement, &[&epoch, &main, &sub]).await.map_err(unavailable)? {
+    let typed: [(&(dyn ToSql + Sync), Type); 3] = [(&epoch, Type::INT8), (&main, Type::INT8_ARRAY), (&sub, Type::INT4_ARRAY)];
+    let answer = session.client.query_typed(DELETE, &typed).await.map_err(unavailable)?;
+    session.health.check()?;
+    match answer.len() {
         1 => Ok(()),
         _ => Err(LogError::Deposed(format!("epoch {epoch} is over"))),
     }

@@ -7,7 +7,7 @@ use deadpool_postgres::ClientWrapper;
 
 use super::reader::within;
 use super::recover::{COLUMNS, row};
-use super::session::unavailable;
+use super::session::{asked, unavailable};
 use crate::storage::{BoxFuture, LogError, LogRow, RowsPage, Snapshot};
 use crate::types::{Rev, Revision};
 
@@ -63,8 +63,8 @@ async fn chunk(client: &ClientWrapper, after: Rev, to: Revision, max_bytes: i64)
     let compacted = client.prepare_cached("SELECT compacted FROM duet.meta").await.map_err(unavailable)?;
     // Both are sent at once; the server answers them in this order.
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&after.main, &after.sub, &to, &max_bytes];
-    let answers = tokio::try_join!(client.query(&rows, &parameters), client.query_one(&compacted, &[]));
-    let (found, compacted) = answers.map_err(unavailable)?;
+    let answers = asked(|| async { tokio::try_join!(client.query(&rows, &parameters), client.query_one(&compacted, &[])) });
+    let (found, compacted) = answers.await.map_err(unavailable)?;
     let rows: Vec<LogRow> = found.iter().map(row).collect::<Result<_, _>>()?;
     let more = rows.len() == STATEMENT_ROWS_MAX || rows.iter().map(row_bytes).sum::<i64>() >= max_bytes;
     Ok(Chunk { rows, more, compacted: compacted.try_get(0).map_err(unavailable)? })

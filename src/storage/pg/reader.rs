@@ -1,22 +1,25 @@
-//! The read side: a bounded pool of sessions that read values and ranges of the log, and that delete for compaction.
+//! The read side: a bounded pool of sessions that read values and ranges of the log; and one that deletes for compaction.
 
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
+use futures_util::FutureExt as _;
+use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_util::sync::CancellationToken;
 
 use super::pages::{PgSnapshot, page};
 use super::params::Array;
-use super::session::{Session, text, unavailable};
+use super::session::{Session, asked, text, unavailable};
 use super::{PgOptions, compact};
 use crate::storage::{BoxFuture, DiskUsage, Leader, LogError, Reader, RowsPage, Snapshot};
 use crate::types::{Epoch, Rev, Revision};
 
 /// How long a read waits for a free session, and for a new one.
 const POOL_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a deletion may take. Less than the server's limit for a statement, which would end a commit's wait for the standby as if it
-/// had come to an end.
+/// How long a deletion may take.
 const DELETE_DEADLINE: Duration = Duration::from_secs(20);
 /// Values asked for in one statement.
 const STATEMENT_VALUES_MAX: usize = 1000;
@@ -34,6 +37,16 @@ const VALUES: &str = "SELECT u.at, l.value FROM unnest($1::bigint[], $2::int[]) 
 pub struct PgReader {
     options: PgOptions,
     pool: Pool,
+    deleting: Mutex<Deleting>,
+}
+
+/// For deletions, which commit: a session whose notices are looked at.
+#[derive(Default)]
+struct Deleting {
+    /// Begun when the first is asked for.
+    session: Option<Session>,
+    /// The end of one that was given up: until then its server is still at it, and another one would only wait behind it.
+    given_up: Option<CancellationToken>,
 }
 
 impl PgReader {
@@ -55,7 +68,7 @@ impl PgReader {
             }))
             .build()
             .map_err(|e| LogError::Unavailable(e.to_string()))?;
-        Ok(Self { options, pool })
+        Ok(Self { options, pool, deleting: Mutex::default() })
     }
 
     async fn client(&self) -> Result<Object, LogError> {
@@ -105,7 +118,7 @@ impl PgReader {
         let sql = "SELECT greatest(1, compacted, (SELECT rev FROM duet.log ORDER BY rev DESC, sub DESC LIMIT 1)) FROM duet.meta";
         let found = async {
             let statement = client.prepare_cached(sql).await?;
-            client.query_one(&statement, &[]).await?.try_get(0)
+            asked(|| client.query_one(&statement, &[])).await?.try_get(0)
         };
         found.await.map_err(unavailable)
     }
@@ -116,7 +129,8 @@ impl PgReader {
         let mut values = vec![None; revs.len()];
         for (chunk, out) in revs.chunks(STATEMENT_VALUES_MAX).zip(values.chunks_mut(STATEMENT_VALUES_MAX)) {
             let (main, sub) = rev_arrays(chunk);
-            for found in client.query(&statement, &[&main, &sub]).await.map_err(unavailable)? {
+            let parameters: [&(dyn ToSql + Sync); 2] = [&main, &sub];
+            for found in asked(|| client.query(&statement, &parameters)).await.map_err(unavailable)? {
                 let at: i64 = found.try_get(0).map_err(unavailable)?;
                 let value: Option<&[u8]> = found.try_get(1).map_err(unavailable)?;
                 if let Some(slot) = usize::try_from(at - 1).ok().and_then(|at| out.get_mut(at)) {
@@ -157,8 +171,23 @@ impl Reader for PgReader {
 
     fn delete(&self, epoch: Epoch, revs: Vec<Rev>) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async move {
-            let client = self.client().await?;
-            within(self.options.read_deadline.min(DELETE_DEADLINE), compact::delete(&client, epoch, &revs)).await
+            let deadline = self.options.read_deadline.min(DELETE_DEADLINE);
+            let mut deleting = self.deleting.lock().await;
+            if let Some(end) = &deleting.given_up {
+                within(deadline, end.cancelled().map(Ok)).await?;
+            }
+            deleting.given_up = None;
+            let session = match deleting.session.take().filter(|session| session.health.check().is_ok()) {
+                Some(session) => session,
+                None => compact::session(&self.options).await?,
+            };
+            // Also if whoever has asked for this doesn't wait for it to its end.
+            deleting.given_up = Some(session.ended.clone());
+            let deleted = within(deadline, compact::delete(&session, epoch, &revs)).await;
+            if matches!(deleted, Ok(()) | Err(LogError::Deposed(_))) {
+                *deleting = Deleting { session: Some(session), given_up: None };
+            }
+            deleted
         })
     }
 

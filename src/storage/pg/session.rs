@@ -17,6 +17,10 @@ use crate::storage::LogError;
 /// How long a new session may take until it can be used.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How often [`asked`] asks again, and how soon.
+const CONFLICTS_MAX: u32 = 20;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(5);
+
 /// Whether a session saw something which makes every commit since then uncertain.
 #[derive(Clone, Default)]
 pub struct Health(Arc<Seen>);
@@ -130,6 +134,19 @@ pub fn classify(error: &tokio_postgres::Error) -> LogError {
         },
         _ => LogError::Unknown(why),
     }
+}
+
+/// Asks again when replay cancels the question, as it may on a standby: what a query sees may be in the way of what the leader has changed.
+pub async fn asked<T, F: Future<Output = Result<T, tokio_postgres::Error>>>(
+    ask: impl Fn() -> F,
+) -> Result<T, tokio_postgres::Error> {
+    for _ in 0..CONFLICTS_MAX {
+        match ask().await {
+            Err(error) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => tokio::time::sleep(CONFLICT_PAUSE).await,
+            answer => return answer,
+        }
+    }
+    ask().await
 }
 
 /// For everything that changes nothing: a later try may succeed.
