@@ -4,6 +4,8 @@
 mod common;
 #[path = "pair_postgres/nodes.rs"]
 mod nodes;
+#[path = "pair_postgres/patience.rs"]
+mod patience;
 #[path = "pair_postgres/strangers.rs"]
 mod strangers;
 
@@ -427,6 +429,8 @@ async fn both_nodes_have_the_settings_that_their_promises_rest_on() {
         ("full_page_writes", "on"),
         ("max_wal_size", "512MB"),
         ("hot_standby_feedback", "off"),
+        ("max_standby_streaming_delay", "300ms"),
+        ("max_standby_archive_delay", "300ms"),
         ("recovery_min_apply_delay", "0"),
         ("restore_command", ""),
         ("synchronous_commit", "on"),

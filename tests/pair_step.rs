@@ -123,7 +123,18 @@ fn a_lease_lasts_as_long_as_its_follower_has_promised() {
     assert_eq!((follower.promised_until, follower.record.promises), (NOW + TIMING.lease, TIMING.lease));
     // A process that was started again under a shorter profile keeps to what the one before it may have promised.
     let record = Record { promises: Timing::WAN.lease, ..follower.record };
-    assert_eq!(State::new(follower.setup, record, NOW).promised_until, NOW + Timing::WAN.lease);
+    let again = State::new(follower.setup, record, NOW);
+    assert_eq!(again.promised_until, NOW + Timing::WAN.lease);
+    let again = step(&again, Event::Tick, NOW).0;
+    assert_eq!(again.phase, Phase::Follower);
+    // And so does the one after that, though the first has given shorter ones.
+    let leads = |now| Heartbeat { sent_at: now, ..heartbeat(NodeId::A, Some(register(NodeId::A, Mode::Pair))) };
+    let again = heard(&again, leads(NOW + 1), NOW + 1);
+    assert_eq!(again.granted.unwrap().lasts, TIMING.lease);
+    let third = State::new(again.setup, again.record, NOW + 2);
+    assert!(third.promised_until >= NOW + Timing::WAN.lease);
+    let late = NOW + Timing::WAN.lease;
+    assert_eq!(heard(&again, leads(late), late).record.promises, TIMING.lease, "it has come to its end");
 }
 
 #[test]

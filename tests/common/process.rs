@@ -58,6 +58,12 @@ impl Process {
         panic!("no line with {text:?} in:\n{}", self.seen.join("\n"));
     }
 
+    /// Whether it has said `text` by now.
+    pub fn has_said(&mut self, text: &str) -> bool {
+        self.seen.extend(self.lines.try_iter());
+        self.seen.iter().any(|line| line.contains(text))
+    }
+
     /// Waits until it serves; its first endpoint.
     pub fn ready(&mut self) -> String {
         let line = self.line(READY);

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
@@ -197,6 +198,40 @@ impl Nodes {
 
     pub async fn open(&self, node: usize) -> PairPostgres {
         open(options(self.dir.path(), self.ports, node)).await
+    }
+
+    /// As [`Nodes::open`], with another way to the peer's port.
+    pub async fn open_by_way_of(&self, node: usize, port: u16) -> PairPostgres {
+        let mut options = options(self.dir.path(), self.ports, node);
+        options.peer.1 = port;
+        open(options).await
+    }
+
+    /// A way to `node` on which everything takes longer by so much.
+    pub async fn slow_way_to(&self, node: usize, longer: Duration) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (way, to) = (listener.local_addr().unwrap().port(), self.ports[node]);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let far = tokio::net::TcpStream::connect(("127.0.0.1", to)).await?;
+                    let ((mut asks, mut gets), (mut answers, mut takes)) = (near.into_split(), far.into_split());
+                    let back = tokio::spawn(async move { tokio::io::copy(&mut answers, &mut gets).await });
+                    let mut buffer = vec![0; 65536];
+                    loop {
+                        let length = asks.read(&mut buffer).await?;
+                        if length == 0 {
+                            break;
+                        }
+                        tokio::time::sleep(longer).await;
+                        takes.write_all(&buffer[..length]).await?;
+                    }
+                    drop(takes);
+                    back.await?
+                });
+            }
+        });
+        way
     }
 
     /// A leads a new store, alone.

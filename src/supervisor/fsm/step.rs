@@ -124,7 +124,11 @@ impl Step {
     fn promise(&mut self, heartbeat: &Heartbeat) {
         if self.state.phase == Phase::Follower && self.state.pending.is_none() && self.peer_leads() {
             let lasts = self.state.setup.timing.lease;
-            self.persist(|record| record.promises = lasts);
+            // A longer one of an earlier process, under another profile, is forgotten when it has come to its end.
+            let longer = self.state.record.promises > lasts && self.now + lasts < self.state.promised_until;
+            if !longer {
+                self.persist(|record| record.promises = lasts);
+            }
             self.state.granted = Some(Grant { process: heartbeat.process, sent_at: heartbeat.sent_at, lasts });
             // An earlier process may have promised more, under another profile.
             self.state.promised_until = self.state.promised_until.max(self.now + lasts);

@@ -190,12 +190,13 @@ impl TryFrom<WireHeartbeat> for Heartbeat {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const KEY: [u8; KEY_BYTES] = [7; KEY_BYTES];
 
-    fn heartbeat() -> Heartbeat {
+    /// One with every field set.
+    pub(in crate::supervisor::pair) fn heartbeat() -> Heartbeat {
         let seen = Register { version: u64::MAX, epoch: i64::MAX, owner: NodeId::B, mode: Mode::Asym };
         Heartbeat {
             from: NodeId::A,

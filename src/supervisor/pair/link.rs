@@ -30,8 +30,8 @@ use crate::supervisor::fsm::{Heartbeat, NodeId};
 
 /// Keys that are remembered: those of a peer that is being started again and again.
 const KEYS_MAX: usize = 4;
-/// How long an introduction may take.
-const INTRODUCE_DEADLINE: Duration = Duration::from_millis(1000);
+/// How long an introduction may take: four times to the peer and back.
+const INTRODUCE_DEADLINE: Duration = Duration::from_secs(3);
 /// Between two introductions that failed.
 const INTRODUCE_PAUSE: Duration = Duration::from_millis(20);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -116,7 +116,12 @@ impl Link {
 
     fn open(&self, datagram: &[u8]) -> Option<Heartbeat> {
         let id = key_of(datagram)?;
-        self.from.lock().iter_mut().find(|opener| opener.id == id)?.open(datagram)
+        let mut openers = self.from.lock();
+        let at = openers.iter().position(|opener| opener.id == id)?;
+        let heartbeat = openers[at].open(datagram)?;
+        // The one in use is the last to be forgotten, however many introductions come to nothing meanwhile.
+        openers[at..].rotate_left(1);
+        Some(heartbeat)
     }
 
     fn learn(&self, opener: Opener) {
@@ -224,5 +229,25 @@ impl Peer for PeerService {
             Err(Status::unavailable("stopping"))
         });
         Ok(Response::new(Box::pin(futures_util::StreamExt::chain(first, until_stopped))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_key_in_use_is_kept_however_many_introductions_come_to_nothing() {
+        let link = Link::bind(([127, 0, 0, 1], 0).into(), ("127.0.0.1".to_owned(), 1)).await.unwrap();
+        let key = |id: u64| [u8::try_from(id).unwrap(); KEY_BYTES];
+        let mut sealers: Vec<Sealer> = (0..10).map(|id| Sealer::new(id, &key(id))).collect();
+        let heartbeat = super::super::datagram::tests::heartbeat();
+        link.learn(Opener::new(0, &key(0)));
+        for id in 1..10 {
+            assert!(link.open(&sealers[0].seal(&heartbeat)).is_some(), "after {} others", id - 1);
+            link.learn(Opener::new(id, &key(id)));
+        }
+        assert!(link.open(&sealers[9].seal(&heartbeat)).is_some(), "the newest");
+        assert!(link.open(&sealers[2].seal(&heartbeat)).is_none(), "one that was never used");
     }
 }

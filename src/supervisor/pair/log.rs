@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::gate::Gate;
 use crate::storage::{Batch, BoxFuture, Leader, Log, LogError, LogRow, Meta, Reader, Writer};
-use crate::types::Revision;
+use crate::types::{Epoch, Revision};
 
 /// See the module.
 pub struct GatedLog {
@@ -68,14 +68,14 @@ impl Log for GatedLog {
             let began = self.gate.rights().epoch;
             let acquired = tokio::select! {
                 acquired = self.inner.acquire(wait, advertise) => acquired?,
-                () = closed(self.gate.clone()) => {
+                () = closed(self.gate.clone(), began) => {
                     return Err(if self.gate.rights().owns { LogError::Unavailable(CLOSED.to_owned()) } else { not_leader() });
                 }
             };
             if self.gate.rights().epoch != began {
                 return Err(not_leader());
             }
-            Ok(Box::new(GatedWriter { inner: acquired, gate: self.gate.clone() }) as Box<dyn Writer>)
+            Ok(Box::new(GatedWriter { inner: acquired, gate: self.gate.clone(), epoch: began }) as Box<dyn Writer>)
         })
     }
 
@@ -95,22 +95,25 @@ impl Log for GatedLog {
 
 const CLOSED: &str = "the pair's state doesn't allow to acknowledge anything at the moment";
 
-/// Resolves when the right to acknowledge ends.
-async fn closed(gate: Gate) {
+/// Resolves when the right to acknowledge in `epoch` ends.
+async fn closed(gate: Gate, epoch: Epoch) {
     let mut changes = gate.changes();
-    // The promise had run out when the session began, and a new one isn't given by a leader.
-    let _ = changes.wait_for(|rights| !rights.open).await;
+    // The promise had run out when the session began, and a new one isn't given by a leader. Who was too slow to see the gate closed sees
+    // that it isn't open for the same any more.
+    let _ = changes.wait_for(|rights| !rights.open || rights.epoch != epoch).await;
 }
 
 struct GatedWriter {
     inner: Box<dyn Writer>,
     gate: Gate,
+    /// That the session began in.
+    epoch: Epoch,
 }
 
 impl GatedWriter {
     fn check(&self) -> Result<(), LogError> {
         let rights = self.gate.rights();
-        match (rights.open, rights.owns) {
+        match (rights.open && rights.epoch == self.epoch, rights.owns) {
             (true, _) => Ok(()),
             (false, true) => Err(LogError::Refused(CLOSED.to_owned())),
             (false, false) => Err(not_leader()),
@@ -143,11 +146,11 @@ impl Writer for GatedWriter {
     }
 
     fn ended(&self) -> BoxFuture<'static, ()> {
-        let (inner, gate) = (self.inner.ended(), self.gate.clone());
+        let (inner, gate, epoch) = (self.inner.ended(), self.gate.clone(), self.epoch);
         Box::pin(async move {
             tokio::select! {
                 () = inner => {}
-                () = closed(gate) => {}
+                () = closed(gate, epoch) => {}
             }
         })
     }

@@ -223,6 +223,11 @@ impl Postgres {
         self.halt(&mut running, deadline).await
     }
 
+    /// Waits for a start or a stop that somebody else has begun.
+    async fn settled(&self) {
+        drop(self.running.lock().await);
+    }
+
     /// Stops it when it runs, then starts it again, after every process of the former one has ended.
     pub async fn restart(&self, stop_deadline: Duration) -> Result<(), StartError> {
         let mut running = self.running.lock().await;

@@ -64,6 +64,12 @@ impl Network {
             ),
             set("hot_standby", "on", "the follower reads its copy"),
             set("hot_standby_feedback", "off", "a reader on the follower must not hold back the leader's vacuum"),
+            set(
+                "max_standby_streaming_delay",
+                "300ms",
+                "somebody's long query on the follower must not hold up what a takeover has to replay first",
+            ),
+            set("max_standby_archive_delay", "300ms", "the same, of what is read from pg_wal"),
             set("recovery_target_timeline", "latest", "a follower goes where the leader goes"),
             set("recovery_min_apply_delay", "0", "a follower that is behind on purpose can't take over"),
             set("restore_command", "", "WAL comes from the leader only: a slow command would hold up a promotion"),

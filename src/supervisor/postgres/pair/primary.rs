@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::network::peer_role_sql;
 use super::super::{StartError, Status};
@@ -21,6 +22,8 @@ use crate::supervisor::fsm::{self, Sync};
 
 /// How long the postmaster may take to take over a changed configuration.
 const RELOAD_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the checkpointer may: it doesn't while it syncs what a checkpoint has written.
+const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(60);
 /// From a promotion to its checkpoint.
 const SETTLED: Duration = Duration::from_millis(300);
 /// A session that has watched a standby answers within this, or another is faster.
@@ -63,15 +66,6 @@ impl Pursuit<'_> {
     /// Until PostgreSQL ends (`Ok`), or something is so wrong that it has to.
     async fn lead(&self, sync: bool) -> Result<(), String> {
         let session = self.become_primary(sync).await?;
-        self.apply_sync(&session, sync).await?;
-        if !sync {
-            // Whoever waits for it waits no longer than it must.
-            self.report(fsm::Postgres::Primary(Sync::Off { caught_up: false }));
-        }
-        self.prepare_for_peer(&session).await?;
-        self.checkpoint_new_timeline();
-        self.well();
-        self.done();
         let status = self.shared.postgres.status();
         tokio::select! {
             () = exited(status) => {
@@ -79,11 +73,32 @@ impl Pursuit<'_> {
                 Ok(())
             }
             () = locked_out(Arc::clone(self.shared)) => Err("PostgreSQL lets nobody in: ending it".to_owned()),
-            why = self.watch_primary(session, sync) => Err(why),
+            why = self.be_primary(session, sync) => Err(why),
         }
     }
 
+    /// Why it has to end.
+    async fn be_primary(&self, session: Session, sync: bool) -> String {
+        let prepared = async {
+            self.apply_sync(&session, sync, CHECKPOINT_DEADLINE).await?;
+            if !sync {
+                // Whoever waits for it waits no longer than it must.
+                self.report(fsm::Postgres::Primary(Sync::Off { caught_up: false }));
+            }
+            self.prepare_for_peer(&session).await
+        };
+        if let Err(why) = prepared.await {
+            return why;
+        }
+        self.checkpoint_new_timeline();
+        self.well();
+        self.done();
+        self.watch_primary(session, sync).await
+    }
+
     async fn become_primary(&self, sync: bool) -> Result<Session, String> {
+        // What an earlier goal is starting is used, not started once more.
+        self.shared.postgres.settled().await;
         let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
         if running && let Some(present) = self.present_session().await {
             let (session, seen) = present?;
@@ -99,7 +114,7 @@ impl Pursuit<'_> {
         self.promote(session, sync).await
     }
 
-    /// The session that has watched a standby, if it still answers: a new one takes longer than a promotion. Otherwise a new one; and what it sees.
+    /// The session that has watched it, if that still answers: a new one takes longer than a promotion. Otherwise a new one; and what it sees.
     async fn present_session(&self) -> Option<Result<(Session, Seen), String>> {
         let watching = self.shared.watching.lock().take();
         if let Some(session) = watching
@@ -107,7 +122,11 @@ impl Pursuit<'_> {
         {
             return Some(Ok((session, seen)));
         }
-        let session = self.shared.session().await.ok()?;
+        // One that wasn't there in time is no reason to end what runs: the machine may have been busy.
+        let session = match self.shared.session().await {
+            Ok(session) => session,
+            Err(_) => self.shared.session().await.ok()?,
+        };
         let seen = session.look().await;
         Some(seen.map(|seen| (session, seen)))
     }
@@ -234,8 +253,8 @@ impl Pursuit<'_> {
         });
     }
 
-    /// Makes commits wait for the peer, provably, or for nobody.
-    async fn apply_sync(&self, session: &Session, sync: bool) -> Result<(), String> {
+    /// Makes commits wait for the peer, provably and within `patience`, or for nobody.
+    async fn apply_sync(&self, session: &Session, sync: bool, patience: Duration) -> Result<(), String> {
         if !sync {
             self.set_names(session, WaitFor::Nobody).await?;
             return self.released(session).await;
@@ -256,24 +275,21 @@ impl Pursuit<'_> {
             .map_err(|_| "no session to prove that commits wait".to_owned())?;
         let probe = probe.map_err(|error| crate::storage::pg::text(&error))?;
         let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| crate::storage::pg::text(&e))?.get(0);
-        let commit = tokio::spawn(async move {
+        let _commit = AbortOnDropHandle::new(tokio::spawn(async move {
             // Never cancelled: it ends when the peer confirms, or with its session.
             let sql = "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'duet', 'armed'); COMMIT";
             while probe.batch_execute(sql).await.is_ok() {
                 tokio::time::sleep(SOON).await;
             }
-        });
+        }));
         let waiting = format!("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep')");
         let began = Instant::now();
         while !session.asks(&waiting).await? {
-            if began.elapsed() > RELOAD_DEADLINE {
-                commit.abort();
+            if began.elapsed() > patience {
                 return Err("commits could not be made to wait for the peer".to_owned());
             }
             tokio::time::sleep(SOON).await;
         }
-        // The loop ends with the session, once the commit that is seen waiting has come through.
-        commit.abort();
         self.set_names(session, WaitFor::Peer).await?;
         self.shared.armed.store(true, Ordering::Release);
         Ok(())
@@ -330,8 +346,9 @@ impl Pursuit<'_> {
     async fn watch_primary(&self, mut session: Session, sync: bool) -> String {
         let (mut confirming, mut stall) = (Confirming::default(), Stall::default());
         let wanted = if sync { WaitFor::Peer } else { WaitFor::Nobody }.names(&self.shared.network);
-        let (mut told, mut slot_seen) = (None, Instant::now());
+        let (mut told, mut slot_seen, mut held) = (None, Instant::now(), None);
         loop {
+            *self.shared.watching.lock() = Some(session.clone());
             let looked = Instant::now();
             let seen = match session.look().await {
                 Ok(seen) => seen,
@@ -354,10 +371,15 @@ impl Pursuit<'_> {
                 self.note(&seen);
                 // Nothing counts that was acknowledged meanwhile, until the peer has confirmed it.
                 self.report(fsm::Postgres::Primary(Sync::Off { caught_up: false }));
-                match self.apply_sync(&session, sync).await {
+                match self.apply_sync(&session, sync, RELOAD_DEADLINE).await {
                     Ok(()) => continue,
                     Err(why) => return why,
                 }
+            }
+            // The checkpointer may have been too busy to let them go: somebody came after the look that found nobody.
+            held = if sync || seen.waiting == 0 { None } else { held.or(Some(looked)) };
+            if held.is_some_and(|since| since.elapsed() > RELOAD_DEADLINE) {
+                return format!("commits still wait for the peer {RELOAD_DEADLINE:?} after they were let go");
             }
             if seen.peer_flushed.is_none() && slot_seen.elapsed() > SLOT_LOOK {
                 slot_seen = Instant::now();

@@ -14,6 +14,7 @@ use tokio_postgres::{Client, NoTls, Row, Statement};
 use super::super::Status;
 use super::super::network::PEER_ROLE;
 use super::Shared;
+use crate::storage::pg::asked;
 
 const SILENT: &str = "PostgreSQL doesn't answer";
 /// Between two tries to get in anew.
@@ -77,7 +78,7 @@ impl Shared {
     pub(super) async fn session(&self) -> Result<Session, String> {
         let silence_max = self.silence_max;
         let open = async {
-            let client = self.connect().await?;
+            let client = asked(|| self.connect()).await?;
             let sql = format!(
                 "SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names'), coalesce({LSN}, 0), \
                    coalesce((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0')::bigint, 0), \
@@ -93,7 +94,7 @@ impl Shared {
                      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END)",
                 self.network.peer_name
             );
-            let look = client.prepare(&sql).await?;
+            let look = asked(|| client.prepare(&sql)).await?;
             Ok::<_, tokio_postgres::Error>(Session { client: Arc::new(client), look, silence_max })
         };
         match timeout(silence_max, open).await {
@@ -107,7 +108,7 @@ impl Shared {
 impl Session {
     /// Looks once.
     pub(super) async fn look(&self) -> Result<Seen, String> {
-        match timeout(self.silence_max, self.client.query_one(&self.look, &[])).await {
+        match timeout(self.silence_max, asked(|| self.client.query_one(&self.look, &[]))).await {
             Ok(Ok(row)) => seen(&row).map_err(|error| crate::storage::pg::text(&error)),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
             Err(_) => Err(SILENT.to_owned()),
@@ -116,7 +117,7 @@ impl Session {
 
     /// The answer to a question of one boolean.
     pub(super) async fn asks(&self, sql: &str) -> Result<bool, String> {
-        match timeout(self.silence_max, self.client.query_one(sql, &[])).await {
+        match timeout(self.silence_max, asked(|| self.client.query_one(sql, &[]))).await {
             Ok(Ok(row)) => row.try_get(0).map_err(|error| crate::storage::pg::text(&error)),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
             Err(_) => Err(SILENT.to_owned()),
@@ -125,7 +126,7 @@ impl Session {
 
     /// Executes what changes nothing that a client could see.
     pub(super) async fn execute(&self, sql: &str) -> Result<(), String> {
-        match timeout(Duration::from_secs(5), self.client.batch_execute(sql)).await {
+        match timeout(Duration::from_secs(5), asked(|| self.client.batch_execute(sql))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
             Err(_) => Err(SILENT.to_owned()),

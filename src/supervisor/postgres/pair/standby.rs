@@ -1,5 +1,6 @@
 //! Following: the directory as it is, rewound, or made anew.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::super::config::DATABASE;
 use super::super::network::PEER_ROLE;
 use super::super::{StartError, Status};
 use super::copy::CopyError;
-use super::probe::{Seen, Session, exited, locked_out};
+use super::probe::{Session, exited, locked_out};
 use super::role::{Control, WaitFor};
 use super::{LOOK, PAUSE, Pursuit, START_AGAIN_MAX};
 use crate::storage::pg::{PgOptions, text};
@@ -19,8 +20,6 @@ use crate::supervisor::fsm;
 
 /// How long the leader's PostgreSQL may take to answer.
 const LEADER_DEADLINE: Duration = Duration::from_secs(3);
-/// How long the look whether this is the leader's timeline may take.
-const VERIFY_DEADLINE: Duration = Duration::from_millis(500);
 /// How long the leader's first checkpoint after its promotion isn't worth a word.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two copies at most, when one fails after the other.
@@ -55,6 +54,7 @@ enum Obstacle {
 impl Pursuit<'_> {
     /// Follows the peer; with `rebuild`, a directory that isn't whole may be made anew.
     pub(super) async fn standby(&self, rebuild: bool) {
+        self.shared.postgres.settled().await;
         let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
         if running && (rebuild || !self.is_standby().await) {
             self.doing("stopping PostgreSQL");
@@ -231,7 +231,8 @@ impl Pursuit<'_> {
                 checkpointed: row.get::<_, i32>(3).cast_unsigned(),
             })
         };
-        let answer = timeout(LEADER_DEADLINE, asked).await.map_err(|_| "no answer in time".to_owned()).flatten();
+        let deadline = LEADER_DEADLINE.max(self.shared.silence_max);
+        let answer = timeout(deadline, asked).await.map_err(|_| "no answer in time".to_owned()).flatten();
         answer.map_err(|why| {
             format!("the leader's PostgreSQL at {}:{}: {why}", self.shared.network.peer.0, self.shared.network.peer.1)
         })
@@ -257,8 +258,11 @@ impl Pursuit<'_> {
     async fn watch_standby(&self, mut session: Session) -> Obstacle {
         let mut received = 0;
         let mut fed = Instant::now();
-        let mut verified = None;
         let mut starved = false;
+        // The process that receives, and what, once that is known to be the leader's timeline; and the question whether it is.
+        let mut verified = None;
+        let mut verifying: Option<Question<'_>> = None;
+        let mut unanswered: Option<Instant> = None;
         loop {
             *self.shared.watching.lock() = Some(session.clone());
             let looked = Instant::now();
@@ -275,8 +279,12 @@ impl Pursuit<'_> {
             if !seen.in_recovery {
                 return Obstacle::Later("PostgreSQL was promoted by somebody else: it was ended".to_owned());
             }
-            if seen.receiver.is_none() || seen.receiver != verified {
-                verified = self.verify(&seen).await;
+            let receives = seen.receiver.map(|receiver| (receiver, seen.timeline));
+            verified = verified.filter(|known| receives == Some(*known));
+            let unverified = receives.filter(|_| verified.is_none());
+            verifying = verifying.filter(|(asked, _)| unverified == Some(*asked));
+            if let (Some(asked), None) = (unverified, &verifying) {
+                verifying = Some((asked, Box::pin(self.verify(seen.timeline))));
             }
             let streaming = verified.is_some();
             if self.shared.armed.load(Ordering::Acquire) && seen.sync_names != WaitFor::Peer.names(&self.shared.network) {
@@ -289,7 +297,7 @@ impl Pursuit<'_> {
             // It lets nobody in before it is consistent.
             self.report(fsm::Postgres::Standby { streaming, consistent: true, advanced: advanced && streaming });
             if streaming {
-                fed = Instant::now();
+                (fed, unanswered) = (Instant::now(), None);
                 if std::mem::take(&mut starved) {
                     self.well();
                 }
@@ -308,7 +316,30 @@ impl Pursuit<'_> {
                     }
                 }
             }
-            tokio::time::sleep(LOOK.saturating_sub(looked.elapsed())).await;
+            let next = tokio::time::sleep_until(looked + LOOK);
+            let Some((asked, question)) = &mut verifying else {
+                next.await;
+                continue;
+            };
+            tokio::select! {
+                () = next => {}
+                verdict = question => {
+                    match verdict {
+                        Verdict::Leader => verified = Some(*asked),
+                        // Nobody says that what it receives is wrong.
+                        Verdict::NoAnswer(why) => {
+                            fed = Instant::now();
+                            if unanswered.get_or_insert(fed).elapsed() > STARVED {
+                                starved = true;
+                                self.trouble(why);
+                            }
+                        }
+                        Verdict::Another => {}
+                    }
+                    verifying = None;
+                    tokio::time::sleep(if verified.is_some() { Duration::ZERO } else { LOOK }).await;
+                }
+            }
         }
     }
 
@@ -320,11 +351,24 @@ impl Pursuit<'_> {
         if same { Ok(()) } else { Err(format!("{ANOTHER_STORE}: {WAY_OUT}")) }
     }
 
-    /// The process that receives, if what it receives is the timeline that the leader writes now. A copy that has gone another way begins
-    /// to stream, too, for a moment, and tells positions that mean something else.
-    async fn verify(&self, seen: &Seen) -> Option<i32> {
-        let receiver = seen.receiver?;
-        let leader = timeout(VERIFY_DEADLINE, self.leader()).await.ok()?.ok()?;
-        (!leader.in_recovery && leader.timeline == seen.timeline).then_some(receiver)
+    /// Whether `timeline`, which is received, is the one that the leader writes now. A copy that has gone another way begins to stream, too, for
+    /// a moment, and tells positions that mean something else.
+    async fn verify(&self, timeline: u32) -> Verdict {
+        match self.leader().await {
+            Ok(leader) if leader.in_recovery => Verdict::NoAnswer("the peer's PostgreSQL doesn't lead yet".to_owned()),
+            Ok(leader) if leader.timeline == timeline => Verdict::Leader,
+            Ok(_) => Verdict::Another,
+            Err(why) => Verdict::NoAnswer(why),
+        }
     }
+}
+
+/// Asked of the leader, about what is received: by which process, of which timeline.
+type Question<'a> = ((i32, u32), Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>);
+
+/// What the leader says of what is received.
+enum Verdict {
+    Leader,
+    Another,
+    NoAnswer(String),
 }
