@@ -34,6 +34,9 @@ const UNUSABLE: u8 = 65;
 const BIND: u8 = 68;
 const LOCKED: u8 = 75;
 
+/// Something that was to be done didn't come to its end.
+const SERVING: u8 = 1;
+
 /// Why the program ends, in words for a user, and its exit code.
 #[derive(Debug)]
 pub struct Failure {
@@ -80,7 +83,12 @@ impl Failure {
 
     /// A failure while serving.
     pub fn serving(text: impl Into<String>) -> Self {
-        Self { code: 1, text: text.into() }
+        Self { code: SERVING, text: text.into() }
+    }
+
+    /// Whether it is one of [`Failure::serving`].
+    pub fn is_serving(&self) -> bool {
+        self.code == SERVING
     }
 }
 

@@ -282,8 +282,12 @@ async fn what_an_operator_asks_for_is_done_to_its_end_or_refused_with_a_reason()
     let at = |what: &str| history.find(&format!(" {what} ")).unwrap_or_else(|| panic!("no {what} in {history}"));
     assert!(at("paused") < at("resumed") && at("resumed") < at("takes-over"), "{history}");
 
-    let refused = pair.operate(follower, &["switchover"]).await.unwrap_err();
-    assert!(refused.contains("not in step"), "{refused}");
+    let (code, said, refused) = pair.run(follower, &["switchover"]).await;
+    assert!(code == 1 && refused.contains("not in step"), "{refused}");
+    assert!(
+        said.contains("handing over from") && said.contains("stops without"),
+        "what was to be done, and what the pair survives: {said}"
+    );
     let (code, _, told) = pair.run(follower, &["pause", "10m"]).await;
     assert!(code == 1 && told.contains("didn't do it"), "one of two isn't enough: {told}");
     pair.operate(follower, &["resume"]).await.expect("what is there goes on");

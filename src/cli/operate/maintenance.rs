@@ -66,7 +66,7 @@ async fn begin(nodes: &Nodes, out: usize, lasts: Duration) -> Result<(), Failure
 async fn end(nodes: &Nodes, out: Option<usize>) -> Result<(), Failure> {
     let statuses = nodes.statuses().await;
     let Some(alone) = alone(&statuses) else {
-        return Err(Failure::serving(format!("no node is in maintenance:\n{}", nodes.table(&statuses))));
+        return Err(Failure::serving("no node is in maintenance"));
     };
     if out == Some(alone) {
         let name = nodes.names[alone];

@@ -177,6 +177,15 @@ pub fn run(name: &str, args: &[String]) -> Result<(), Failure> {
 
 async fn dispatch(name: &str, asked: &Asked, pair: &PairConfig) -> Result<(), Failure> {
     let nodes = Nodes::new(pair)?;
+    let done = carry_out(name, asked, pair, &nodes).await;
+    // What was refused, or didn't come to its end, leaves the pair as it is: which losses that can have is to be seen, too.
+    if done.as_ref().is_err_and(Failure::is_serving) && ["switchover", "failover", "reinit", "maintenance"].contains(&name) {
+        let _ = nodes.show_status(false, false).await;
+    }
+    done
+}
+
+async fn carry_out(name: &str, asked: &Asked, pair: &PairConfig, nodes: &Nodes) -> Result<(), Failure> {
     match name {
         "status" => nodes.show_status(asked.is("watch"), asked.is("json")).await,
         "switchover" => nodes.switch_over().await,
@@ -204,9 +213,9 @@ async fn dispatch(name: &str, asked: &Asked, pair: &PairConfig) -> Result<(), Fa
             println!("asks both nodes to replace a lost leader by themselves again");
             nodes.act_everywhere(Action::Resume, 0).await
         }
-        "maintenance" => maintenance::run(&nodes, asked).await,
+        "maintenance" => maintenance::run(nodes, asked).await,
         "reinit" => nodes.reinit().await,
-        "drill" => drill::run(&nodes, pair, asked).await,
+        "drill" => drill::run(nodes, pair, asked).await,
         "history" => nodes.show_history(asked.is("json")).await,
         "explain" => nodes.show_explanations().await,
         other => Err(Failure::usage(format!("duet {other}: there is no such command"))),
@@ -354,8 +363,8 @@ impl Nodes {
     /// Waits until both are in step, which a former leader takes a moment for, and shows what the pair survives then.
     async fn wait_for_follower(&self) -> Result<(), Failure> {
         let (statuses, in_step) = self.until_in_step(FOLLOWS_DEADLINE, |doing| println!("{doing}")).await;
-        print!("{}", self.table(&statuses));
         if in_step {
+            print!("{}", self.table(&statuses));
             return Ok(());
         }
         let waited = FOLLOWS_DEADLINE.as_secs();
@@ -376,11 +385,15 @@ impl Nodes {
     }
 
     async fn show_explanations(&self) -> Result<(), Failure> {
-        for (name, status) in self.names.iter().zip(self.statuses().await) {
+        let statuses = self.statuses().await;
+        for (name, status) in self.names.iter().zip(&statuses) {
             match status {
                 Ok(status) => println!("node {name}: {}", status.explanation),
                 Err(why) => println!("node {name}: {why}"),
             }
+        }
+        if let Some(outlook) = show::outlook(&statuses) {
+            println!("\n{outlook}");
         }
         Ok(())
     }

@@ -92,9 +92,7 @@ impl Nodes {
     pub(super) async fn find(&self, role: &str) -> Result<usize, Failure> {
         let statuses = self.statuses().await;
         let at = statuses.iter().position(|status| status.as_ref().is_ok_and(|status| status.role == role));
-        at.ok_or_else(|| {
-            Failure::serving(format!("no node says that it is the {role} at the moment:\n{}", self.table(&statuses)))
-        })
+        at.ok_or_else(|| Failure::serving(format!("no node says that it is the {role} at the moment")))
     }
 
     /// Waits until both are in step again, and tells what is being done meanwhile; what they said last, and whether they are.

@@ -54,11 +54,8 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
             }
         };
     }
-    // The leader knows best.
-    let best = statuses.iter().flatten().max_by_key(|status| (status.open, status.epoch));
-    if let Some(best) = best {
-        let nobody = if best.open { "" } else { "Nobody answers requests now. " };
-        let _ = writeln!(out, "\n{nobody}{}", best.survives.sentence);
+    if let Some(outlook) = outlook(statuses) {
+        let _ = writeln!(out, "\n{outlook}");
         for status in statuses.iter().flatten() {
             let virtual_ip = status.virtual_ip.as_ref();
             if let Some(ip) = virtual_ip.filter(|ip| ip.state == Hold::Held) {
@@ -88,6 +85,13 @@ pub(in crate::cli) fn table(names: [char; 2], statuses: &Statuses) -> String {
         }
     }
     out
+}
+
+/// What the pair can survive now, if anybody answers. The leader knows best.
+pub(super) fn outlook(statuses: &Statuses) -> Option<String> {
+    let best = statuses.iter().flatten().max_by_key(|status| (status.open, status.epoch))?;
+    let nobody = if best.open { "" } else { "Nobody answers requests now. " };
+    Some(format!("{nobody}{}", best.survives.sentence))
 }
 
 /// What PostgreSQL is, and what it is to be if that is something else.
