@@ -374,11 +374,7 @@ async fn killed_in_the_middle_of_a_copy_it_knows_that_there_is_no_whole_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_the_middle_of_a_rewind_it_knows_that_the_data_is_not_whole() {
     let nodes = Nodes::new();
-    let (a, b) = nodes.paired().await;
-    a.shutdown(STOP).await;
-    drop(a);
-    b.pursue(SOLO);
-    until(&b, "it leads", is_alone).await;
+    let b = nodes.led_by_b().await;
     let rewinding = nodes.public().join("rewinding");
     let half = format!("echo half > \"$2/global/pg_control\"; touch {}; exec sleep 600", rewinding.display());
     nodes.wrap(A, "pg_rewind", &half).await;
@@ -398,11 +394,7 @@ async fn killed_in_the_middle_of_a_rewind_it_knows_that_the_data_is_not_whole() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rewind_tells_how_far_it_is() {
     let nodes = Nodes::new();
-    let (a, b) = nodes.paired().await;
-    a.shutdown(STOP).await;
-    drop(a);
-    b.pursue(SOLO);
-    until(&b, "it leads", is_alone).await;
+    let b = nodes.led_by_b().await;
     let go_on = nodes.public().join("go-on");
     let slowly = format!("echo ' 51/102 kB (50%) copied' >&2; until [ -e {} ]; do sleep 0.01; done", go_on.display());
     nodes.wrap(A, "pg_rewind", &format!("{slowly}\nexec $REAL/pg_rewind \"$@\"")).await;

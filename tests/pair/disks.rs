@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::common::disk_fault::DiskFault;
 use crate::common::{SmallDisk, scratch};
 use crate::load;
+use crate::load::Load;
 use crate::pair::{A, B, Pair};
 use crate::{assert_sound, seed};
 
@@ -108,14 +109,20 @@ fn leave(disk: &Path, left: u64) -> PathBuf {
     filler
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_whose_disk_is_nearly_full_hands_over_and_fails_no_request() {
+/// A pair that A leads, with clients, and `node`'s disk, which isn't large.
+async fn begin_on_a_small_disk(node: usize) -> (Pair, SmallDisk, Load, u64) {
     let (mut pair, seed) = (Pair::begin(true), seed());
-    let disk = SmallDisk::mount(&pair.data(A), "1100m");
+    let disk = SmallDisk::mount(&pair.data(node), "1100m");
     pair = pair.started().await;
     let mut load = load(&pair, seed);
     load.progress(50).await;
     assert_eq!(pair.until_paired().await, A, "who began the store leads");
+    (pair, disk, load, seed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_is_nearly_full_hands_over_and_fails_no_request() {
+    let (mut pair, disk, mut load, seed) = begin_on_a_small_disk(A).await;
     let filler = leave(&disk.0, 200 * MIB);
     pair.node(A).line("requests are held for a switchover");
     pair.until_open(B).await;
@@ -131,12 +138,7 @@ async fn a_leader_whose_disk_is_nearly_full_hands_over_and_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_disk_is_full_starts_again_with_what_was_kept_for_this() {
-    let (mut pair, seed) = (Pair::begin(true), seed());
-    let disk = SmallDisk::mount(&pair.data(A), "1100m");
-    pair = pair.started().await;
-    let mut load = load(&pair, seed);
-    load.progress(50).await;
-    assert_eq!(pair.until_paired().await, A, "who began the store leads");
+    let (mut pair, disk, mut load, seed) = begin_on_a_small_disk(A).await;
     // The peer would be the better one: so that it isn't asked.
     pair.operate(A, &["pause", "10m"]).await.unwrap();
     let filler = disk.fill();
@@ -156,12 +158,7 @@ async fn a_leader_whose_disk_is_full_starts_again_with_what_was_kept_for_this() 
 /// One that can't keep what the leader commits is left behind, and then the register doesn't let it lead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_whose_disk_is_full_is_not_promoted() {
-    let (mut pair, seed) = (Pair::begin(true), seed());
-    let disk = SmallDisk::mount(&pair.data(B), "1100m");
-    pair = pair.started().await;
-    let mut load = load(&pair, seed);
-    load.progress(50).await;
-    assert_eq!(pair.until_paired().await, A, "who began the store leads");
+    let (mut pair, disk, mut load, seed) = begin_on_a_small_disk(B).await;
     let mut filler = disk.fill();
     let session = pair.database(A).connect().await;
     let more_wal = async {

@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 
 use crate::common::peers::free_ports;
 use crate::common::process::PATIENCE;
-use crate::common::{bin_dir, connect, scratch, script};
+use crate::common::{STOP, bin_dir, connect, scratch, script};
 
 pub const A: usize = 0;
 pub const B: usize = 1;
@@ -251,6 +251,16 @@ impl Nodes {
         a.pursue(Goal::Primary { sync: true });
         until(&a, "the peer confirms", is_confirmed).await;
         (a, b)
+    }
+
+    /// A has led, and is gone; B leads alone.
+    pub async fn led_by_b(&self) -> PairPostgres {
+        let (a, b) = self.paired().await;
+        a.shutdown(STOP).await;
+        drop(a);
+        b.pursue(Goal::Primary { sync: false });
+        until(&b, "it leads", |report| matches!(report.postgres, Postgres::Primary(Sync::Off { .. }))).await;
+        b
     }
 
     /// A process of its own that has this node pursue a goal.
