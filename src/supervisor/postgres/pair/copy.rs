@@ -196,9 +196,11 @@ impl Pursuit<'_> {
     }
 }
 
-/// How far a tool has got, if the line tells.
+/// How far a tool has got, in whole per cent, if the line tells.
 fn percent(line: &str) -> Option<&str> {
-    line.split_once('(').and_then(|(_, rest)| rest.split_once('%')).map(|(percent, _)| percent.trim())
+    let (_, rest) = line.split_once('(')?;
+    let (percent, _) = rest.split_once('%')?;
+    percent.trim().split('.').next()
 }
 
 /// Has the tools leave the syncing to [`sync`], which needs one journal commit instead of a thousand.
