@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use duet::supervisor::fsm::Goal;
+use duet::supervisor::fsm::{Goal, Postgres};
 use duet::supervisor::postgres::pair::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -73,9 +73,10 @@ async fn a_leader_that_does_not_say_what_it_writes_is_told_of() {
     let nodes = Nodes::new();
     let (a, b) = nodes.paired().await;
     b.pursue(Goal::Stopped);
-    a.pursue(SOLO);
-    until(&a, "alone", is_alone).await;
+    until(&b, "stopped", |report| report.postgres == Postgres::Down).await;
+    // A leader grants it when it begins to lead, and not again.
     let client = connect(&a.connect_config()).await;
+    client.batch_execute("SET synchronous_commit = local").await.unwrap();
     client.batch_execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC, duet_replica").await.unwrap();
     b.pursue(FOLLOW);
     nodes::until_true(&client, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = 'duet_b')").await;
