@@ -37,7 +37,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Network, Postgres, PostgresOptions, StartError, Stopped};
+use super::{Network, Postgres, PostgresOptions, StartError, Status, Stopped};
 use crate::supervisor::fsm::{self, Goal, NodeId};
 use mark::HALF_DONE;
 
@@ -332,6 +332,12 @@ impl<'a> Pursuit<'a> {
 
     fn well(&self) {
         self.shared.details.lock().trouble = None;
+    }
+
+    /// Whether it runs, after what an earlier goal has begun has come to its end: what that is starting is used, not started once more.
+    async fn runs(&self) -> bool {
+        self.shared.postgres.settled().await;
+        matches!(*self.shared.postgres.status().borrow(), Status::Running { .. })
     }
 
     async fn stopped(&self) {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::super::StartError;
 use super::super::network::peer_role_sql;
-use super::super::{StartError, Status};
 use super::disk::Stall;
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
@@ -97,9 +97,7 @@ impl Pursuit<'_> {
     }
 
     async fn become_primary(&self, sync: bool) -> Result<Session, String> {
-        // What an earlier goal is starting is used, not started once more.
-        self.shared.postgres.settled().await;
-        let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
+        let running = self.runs().await;
         if running && let Some(present) = self.present_session().await {
             let (session, seen) = present?;
             return if seen.in_recovery { self.promote(session, sync).await } else { Ok(session) };

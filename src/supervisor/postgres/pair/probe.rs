@@ -108,29 +108,30 @@ impl Shared {
 impl Session {
     /// Looks once.
     pub(super) async fn look(&self) -> Result<Seen, String> {
-        match timeout(self.silence_max, asked(|| self.client.query_one(&self.look, &[]))).await {
-            Ok(Ok(row)) => seen(&row).map_err(|error| crate::storage::pg::text(&error)),
-            Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
-            Err(_) => Err(SILENT.to_owned()),
-        }
+        let row = answered(self.silence_max, || self.client.query_one(&self.look, &[])).await?;
+        seen(&row).map_err(|error| crate::storage::pg::text(&error))
     }
 
     /// The answer to a question of one boolean.
     pub(super) async fn asks(&self, sql: &str) -> Result<bool, String> {
-        match timeout(self.silence_max, asked(|| self.client.query_one(sql, &[]))).await {
-            Ok(Ok(row)) => row.try_get(0).map_err(|error| crate::storage::pg::text(&error)),
-            Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
-            Err(_) => Err(SILENT.to_owned()),
-        }
+        let row = answered(self.silence_max, || self.client.query_one(sql, &[])).await?;
+        row.try_get(0).map_err(|error| crate::storage::pg::text(&error))
     }
 
     /// Executes what changes nothing that a client could see.
     pub(super) async fn execute(&self, sql: &str) -> Result<(), String> {
-        match timeout(Duration::from_secs(5), asked(|| self.client.batch_execute(sql))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(crate::storage::pg::text(&error)),
-            Err(_) => Err(SILENT.to_owned()),
-        }
+        answered(Duration::from_secs(5), || self.client.batch_execute(sql)).await
+    }
+}
+
+/// As [`asked`], within `deadline`.
+async fn answered<T, F: Future<Output = Result<T, tokio_postgres::Error>>>(
+    deadline: Duration,
+    ask: impl Fn() -> F,
+) -> Result<T, String> {
+    match timeout(deadline, asked(ask)).await {
+        Ok(answer) => answer.map_err(|error| crate::storage::pg::text(&error)),
+        Err(_) => Err(SILENT.to_owned()),
     }
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
+use super::super::StartError;
 use super::super::config::DATABASE;
 use super::super::network::PEER_ROLE;
-use super::super::{StartError, Status};
 use super::copy::CopyError;
 use super::probe::{Session, exited, locked_out};
 use super::role::{Control, WaitFor};
@@ -54,8 +54,7 @@ enum Obstacle {
 impl Pursuit<'_> {
     /// Follows the peer; with `rebuild`, a directory that isn't whole may be made anew.
     pub(super) async fn standby(&self, rebuild: bool) {
-        self.shared.postgres.settled().await;
-        let running = matches!(*self.shared.postgres.status().borrow(), Status::Running { .. });
+        let running = self.runs().await;
         if running && (rebuild || !self.is_standby().await) {
             self.doing("stopping PostgreSQL");
             self.end().await;
@@ -109,11 +108,8 @@ impl Pursuit<'_> {
     /// Until PostgreSQL ends.
     async fn follow(&self, rebuild: bool) -> Result<(), Obstacle> {
         let later = |why: String| Obstacle::Later(why);
-        let session = if matches!(*self.shared.postgres.status().borrow(), Status::Running { .. }) {
-            self.shared.session().await.map_err(later)?
-        } else {
-            self.start_standby(rebuild).await?
-        };
+        let session =
+            if self.runs().await { self.shared.session().await.map_err(later)? } else { self.start_standby(rebuild).await? };
         // Slots of the time when this node led would keep WAL for nobody.
         let drop_slots =
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active";
