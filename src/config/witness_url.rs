@@ -78,8 +78,12 @@ impl WitnessUrl {
             Self::Etcd(etcd) => etcd.tls.is_none() && !etcd.endpoints.iter().all(|endpoint| is_here(&endpoint.host)),
             Self::S3(store) => store.endpoint.strip_prefix("http://").is_some_and(|rest| {
                 let authority = rest.split('/').next().unwrap_or_default();
-                let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-                !is_here(host.trim_matches(['[', ']']))
+                // An IPv6 address stands in brackets, which tell its colons from the port's.
+                let host = match authority.strip_prefix('[') {
+                    Some(address) => address.split(']').next(),
+                    None => authority.split(':').next(),
+                };
+                !host.is_some_and(is_here)
             }),
         }
     }
@@ -205,6 +209,8 @@ mod tests {
             ("s3://b/k?region=r", false),
             ("s3://b/k?region=r&endpoint=http://minio:9000", true),
             ("s3://b/k?region=r&endpoint=http://[::1]:9000", false),
+            ("s3://b/k?region=r&endpoint=http://[::1]", false),
+            ("s3://b/k?region=r&endpoint=http://[fd00::3]", true),
             ("s3://b/k?region=r&endpoint=http://localhost", false),
         ] {
             assert_eq!(WitnessUrl::parse(url).unwrap().is_in_clear(), in_clear, "{url}");

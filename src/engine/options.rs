@@ -11,10 +11,10 @@ use crate::watch::WatchConfig;
 
 /// The rights of a moment that somebody else decides on: the supervisor of a pair.
 pub trait ReadLease: Send + Sync {
-    /// Whether what is published may be shown as the newest now.
+    /// Whether what the present session of the writer has published may be shown as the newest now.
     fn may_read(&self) -> bool;
 
-    /// Whether what storage has committed may be acknowledged now.
+    /// Whether what that session has committed may be acknowledged now.
     fn may_acknowledge(&self) -> bool;
 
     /// Whether somebody who may has accepted that revisions which clients have seen are gone.

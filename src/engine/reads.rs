@@ -233,7 +233,8 @@ impl Shared {
             match &self.options.read_right {
                 ReadRight::Exclusive if self.epoch.load(Ordering::Relaxed) != 0 => return Ok(()),
                 ReadRight::Lease(lease) => {
-                    if self.is_active() && lease.may_read() {
+                    // In this order: while a session ends and the next one begins, the role changes before the lease is the next one's.
+                    if lease.may_read() && self.is_active() {
                         return Ok(());
                     }
                     if begun.elapsed() >= self.options.hold.unwrap_or(self.options.request_timeout) {

@@ -7,6 +7,7 @@ use duet::supervisor::fsm::{Goal, Postgres};
 use duet::supervisor::postgres::pair::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio_postgres::Client;
 
 use crate::common::process::PATIENCE;
 use crate::common::{STOP, connect};
@@ -40,11 +41,10 @@ async fn commits_that_are_never_let_go_are_not_waited_for_forever() {
     let nodes = Nodes::new();
     let (a, b) = nodes.paired().await;
     let client = connect(&a.connect_config()).await;
-    let checkpointer: i32 =
-        client.query_one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'", &[]).await.unwrap().get(0);
+    let checkpointer = checkpointer(&client).await;
     b.pursue(Goal::Stopped);
     until(&a, "nobody confirms", is_waiting).await;
-    kill(Pid::from_raw(checkpointer), Signal::SIGSTOP).unwrap();
+    kill(checkpointer, Signal::SIGSTOP).unwrap();
     // Nobody waits at this moment.
     a.pursue(SOLO);
     until(&a, "alone", is_alone).await;
@@ -54,6 +54,52 @@ async fn commits_that_are_never_let_go_are_not_waited_for_forever() {
     let again = connect(&a.connect_config()).await;
     again.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'y')").await.unwrap();
     nodes.end([a, b]).await;
+}
+
+/// To start again would be to do the same once more, after a recovery.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_is_slow_to_sync_does_not_end_who_is_alone() {
+    let nodes = Nodes::new();
+    let (a, b) = nodes.paired().await;
+    let (client, checkpoints) = (connect(&a.connect_config()).await, connect(&a.connect_config()).await);
+    let checkpointer = checkpointer(&client).await;
+    b.pursue(Goal::Stopped);
+    until(&a, "nobody confirms", is_waiting).await;
+    let dirtying =
+        "SET synchronous_commit = local; CREATE TABLE public.t AS SELECT 1 AS x; CREATE TABLE public.u AS SELECT 1 AS x";
+    checkpoints.batch_execute(dirtying).await.unwrap();
+    let writing = tokio::spawn(async move {
+        while checkpoints.batch_execute("UPDATE public.t SET x = 2; UPDATE public.u SET x = 2; CHECKPOINT").await.is_ok() {}
+    });
+    // Until it is caught in the midst of a sync, where a slow disk would keep it.
+    let syncs =
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND wait_event = 'DataFileSync')";
+    tokio::time::timeout(PATIENCE, async {
+        loop {
+            kill(checkpointer, Signal::SIGSTOP).unwrap();
+            if client.query_one(syncs, &[]).await.unwrap().get(0) {
+                return;
+            }
+            kill(checkpointer, Signal::SIGCONT).unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("it syncs now and then");
+    a.pursue(SOLO);
+    until(&a, "alone", is_alone).await;
+    let mut waiting = std::pin::pin!(client.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'x')"));
+    let waits = tokio::time::timeout(Duration::from_secs(8), &mut waiting).await;
+    assert!(waits.is_err(), "it waits, and its server lives: {waits:?}");
+    kill(checkpointer, Signal::SIGCONT).unwrap();
+    tokio::time::timeout(PATIENCE, waiting).await.expect("it is let go").expect("by the same server");
+    writing.abort();
+    nodes.end([a, b]).await;
+}
+
+async fn checkpointer(client: &Client) -> Pid {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    Pid::from_raw(client.query_one(sql, &[]).await.unwrap().get(0))
 }
 
 /// A question to the leader is six messages there and back, and a copy isn't worth less for that.

@@ -4,6 +4,7 @@
 //! stopped in between finds its lease run out. The driver is the only one who changes it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::watch;
 
@@ -71,19 +72,20 @@ impl Rights {
 }
 
 /// The gate; clones share it. Closed before the driver opens it.
-#[derive(Clone, Debug)]
-pub struct Gate(Arc<watch::Sender<Rights>>);
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<Shared>);
 
-impl Default for Gate {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(Rights::default())))
-    }
+#[derive(Debug, Default)]
+struct Shared {
+    rights: watch::Sender<Rights>,
+    /// The epoch in which the present session for writing began.
+    session: AtomicI64,
 }
 
 impl Gate {
     /// Changes the rights; for the driver alone.
     pub(super) fn set(&self, rights: Rights) {
-        self.0.send_if_modified(|present| {
+        self.0.rights.send_if_modified(|present| {
             let rights = Rights { lossy: present.lossy, ..rights };
             let changed = *present != rights;
             *present = rights;
@@ -93,7 +95,12 @@ impl Gate {
 
     /// Remembers that an operator has accepted, by beginning this epoch, that what was shown to clients may be gone.
     pub(super) fn accept_loss(&self, epoch: Epoch) {
-        self.0.send_modify(|rights| rights.lossy = epoch);
+        self.0.rights.send_modify(|rights| rights.lossy = epoch);
+    }
+
+    /// From here on the store in memory is what a session shows that began in `epoch`: the rights of another one say nothing of it.
+    pub(super) fn begin_session(&self, epoch: Epoch) {
+        self.0.session.store(epoch, Ordering::Release);
     }
 
     /// Whether the present epoch began that way.
@@ -106,25 +113,32 @@ impl Gate {
     /// The rights of now.
     #[must_use]
     pub fn rights(&self) -> Rights {
-        *self.0.borrow()
+        *self.0.rights.borrow()
     }
 
     /// Follows the rights.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<Rights> {
-        self.0.subscribe()
+        self.0.rights.subscribe()
     }
 
-    /// See [`Rights::may_acknowledge`].
+    /// Whether what the present session has committed may be acknowledged now.
     #[must_use]
     pub fn may_acknowledge(&self) -> bool {
-        self.rights().may_acknowledge(clock::now())
+        self.rights_of_session().is_some_and(|rights| rights.may_acknowledge(clock::now()))
     }
 
-    /// See [`Rights::may_read`].
+    /// Whether what the present session has published may be shown as the newest now.
     #[must_use]
     pub fn may_read(&self) -> bool {
-        self.rights().may_read(clock::now())
+        self.rights_of_session().is_some_and(|rights| rights.may_read(clock::now()))
+    }
+
+    /// None, when the pair has gone on to another epoch since the session began: a writer that stood still while the other node led, and this
+    /// one does once more, has yet to read what was written meanwhile.
+    fn rights_of_session(&self) -> Option<Rights> {
+        let rights = self.rights();
+        (rights.epoch == self.0.session.load(Ordering::Acquire)).then_some(rights)
     }
 }
 
@@ -147,5 +161,20 @@ mod tests {
         assert!(!OPEN.and(shut).may_acknowledge(200) && !shut.and(OPEN).may_acknowledge(200));
         let shorter = Rights { read_until: 300, ..OPEN };
         assert!(OPEN.and(shorter).may_read(299) && !OPEN.and(shorter).may_read(300));
+    }
+
+    #[test]
+    fn who_leads_once_more_shows_nothing_of_the_session_before() {
+        let forever = |epoch| Rights { not_before: 0, read_until: Millis::MAX, epoch, ..OPEN };
+        let gate = Gate::default();
+        gate.set(forever(5));
+        assert!(!gate.may_read() && !gate.may_acknowledge(), "no session has begun");
+        gate.begin_session(5);
+        assert!(gate.may_read() && gate.may_acknowledge());
+        gate.set(Rights { open: false, ..forever(6) });
+        gate.set(forever(7));
+        assert!(!gate.may_read() && !gate.may_acknowledge(), "the other one has written in between");
+        gate.begin_session(7);
+        assert!(gate.may_read() && gate.may_acknowledge());
     }
 }

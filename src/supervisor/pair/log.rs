@@ -75,6 +75,7 @@ impl Log for GatedLog {
             if self.gate.rights().epoch != began {
                 return Err(not_leader());
             }
+            self.gate.begin_session(began);
             Ok(Box::new(GatedWriter { inner: acquired, gate: self.gate.clone(), epoch: began }) as Box<dyn Writer>)
         })
     }

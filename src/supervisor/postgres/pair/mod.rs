@@ -17,6 +17,7 @@
 //!
 //! It deliberately doesn't decide which goal is right, and never cancels a statement.
 
+mod commits;
 mod copy;
 mod disk;
 mod inspect;

@@ -14,23 +14,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::StartError;
 use super::super::network::peer_role_sql;
+use super::commits::{CHECKPOINT_DEADLINE, Confirming, Held, RELOAD_DEADLINE};
 use super::disk::Stall;
 use super::probe::{Seen, Session, exited, locked_out};
 use super::role::{Control, WaitFor};
 use super::{LOOK, Pursuit, Report, SOON, START_AGAIN_MAX, Shared};
 use crate::supervisor::fsm::{self, Sync};
 
-/// How long the postmaster may take to take over a changed configuration.
-const RELOAD_DEADLINE: Duration = Duration::from_secs(5);
-/// How long the checkpointer may: it doesn't while it syncs what a checkpoint has written.
-const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(60);
 /// From a promotion to its checkpoint.
 const SETTLED: Duration = Duration::from_millis(300);
 /// A session that has watched a standby answers within this, or another is faster.
 const ANSWERS: Duration = Duration::from_millis(200);
 const PROMOTE_DEADLINE: Duration = Duration::from_secs(60);
-/// A standby that flushes nothing new for so long, while there is something, doesn't confirm.
-const CONFIRM_MAX: Duration = Duration::from_millis(300);
 /// A standby that lags so little has caught up, in bytes of WAL.
 const CAUGHT_UP: u64 = 1 << 20;
 /// After its end has been reported, the state machine is given so long to prefer the peer before PostgreSQL is started again.
@@ -330,21 +325,22 @@ impl Pursuit<'_> {
 
     /// Waits until nobody waits for the peer any more: the checkpointer sees to that.
     async fn released(&self, session: &Session) -> Result<(), String> {
-        let began = Instant::now();
-        while session.look().await?.waiting > 0 {
-            if began.elapsed() > RELOAD_DEADLINE {
-                return Err(format!("commits still wait for the peer {RELOAD_DEADLINE:?} after they were let go"));
+        let mut held = Held::default();
+        loop {
+            let waiting = session.look().await?.waiting;
+            held.see(session, waiting).await?;
+            if waiting == 0 {
+                return Ok(());
             }
             tokio::time::sleep(SOON).await;
         }
-        Ok(())
     }
 
     /// Reports what is, for as long as PostgreSQL answers; why it has to end.
     async fn watch_primary(&self, mut session: Session, sync: bool) -> String {
         let (mut confirming, mut stall) = (Confirming::default(), Stall::default());
         let wanted = if sync { WaitFor::Peer } else { WaitFor::Nobody }.names(&self.shared.network);
-        let (mut told, mut slot_seen, mut held) = (None, Instant::now(), None);
+        let (mut told, mut slot_seen, mut held) = (None, Instant::now(), Held::default());
         loop {
             *self.shared.watching.lock() = Some(session.clone());
             let looked = Instant::now();
@@ -375,9 +371,8 @@ impl Pursuit<'_> {
                 }
             }
             // The checkpointer may have been too busy to let them go: somebody came after the look that found nobody.
-            held = if sync || seen.waiting == 0 { None } else { held.or(Some(looked)) };
-            if held.is_some_and(|since| since.elapsed() > RELOAD_DEADLINE) {
-                return format!("commits still wait for the peer {RELOAD_DEADLINE:?} after they were let go");
+            if !sync && let Err(why) = held.see(&session, seen.waiting).await {
+                return why;
             }
             if seen.peer_flushed.is_none() && slot_seen.elapsed() > SLOT_LOOK {
                 slot_seen = Instant::now();
@@ -432,39 +427,9 @@ impl Restarts {
     }
 }
 
-/// Whether the peer keeps confirming: it has flushed a position that was taken after commits began to wait, and goes on doing so.
-#[derive(Default)]
-struct Confirming {
-    /// A position, and when it was taken; `None` before the first.
-    mark: Option<(u64, Instant)>,
-    confirmed: bool,
-}
-
-impl Confirming {
-    fn confirms(&mut self, seen: &Seen) -> bool {
-        let Some(flushed) = seen.peer_flushed else {
-            *self = Self::default();
-            return false;
-        };
-        let (mark, taken) = *self.mark.get_or_insert((seen.edge, Instant::now()));
-        if flushed >= mark {
-            self.confirmed = true;
-            // From here on only what this node's own disk has taken counts: nobody can have got more.
-            self.mark = Some((seen.flushed, Instant::now()));
-        } else if taken.elapsed() > CONFIRM_MAX {
-            self.confirmed = false;
-        }
-        self.confirmed
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn seen(edge: u64, peer_flushed: Option<u64>) -> Seen {
-        Seen { edge, flushed: edge, peer_flushed, ..Seen::default() }
-    }
 
     #[test]
     fn a_primary_that_ends_again_and_again_is_started_ever_less_soon() {
@@ -473,16 +438,5 @@ mod tests {
         assert_eq!(restarts.delay(STEADY * 2), RESTART_DELAY, "it had led for a while");
         let last = (0..100).map(|_| restarts.delay(short)).last();
         assert_eq!(last, Some(START_AGAIN_MAX));
-    }
-
-    #[test]
-    fn only_a_position_taken_since_counts_and_a_peer_that_leaves_confirms_nothing() {
-        let mut confirming = Confirming::default();
-        assert!(!confirming.confirms(&seen(100, Some(99))), "less than there was when commits began to wait");
-        assert!(confirming.confirms(&seen(120, Some(100))));
-        assert!(confirming.confirms(&seen(130, Some(101))), "it is on its way");
-        assert!(!confirming.confirms(&seen(130, None)));
-        assert!(!confirming.confirms(&seen(140, Some(130))), "after it has come back, a new position counts");
-        assert!(confirming.confirms(&seen(140, Some(140))));
     }
 }

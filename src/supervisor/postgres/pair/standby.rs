@@ -1,12 +1,12 @@
 //! Following: the directory as it is, rewound, or made anew.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::StartError;
 use super::super::config::DATABASE;
@@ -14,7 +14,7 @@ use super::super::network::PEER_ROLE;
 use super::copy::CopyError;
 use super::probe::{Session, exited, locked_out};
 use super::role::{Control, WaitFor};
-use super::{LOOK, PAUSE, Pursuit, START_AGAIN_MAX};
+use super::{LOOK, PAUSE, Pursuit, START_AGAIN_MAX, Shared};
 use crate::storage::pg::{PgOptions, text};
 use crate::supervisor::fsm;
 
@@ -87,7 +87,7 @@ impl Pursuit<'_> {
 
     /// The leader's PostgreSQL, if it is there and leads; why not.
     async fn leads(&self) -> Result<Leader, String> {
-        let leader = self.leader().await?;
+        let leader = self.shared.leader().await?;
         if leader.in_recovery { Err("the peer's PostgreSQL doesn't lead yet".to_owned()) } else { Ok(leader) }
     }
 
@@ -144,7 +144,7 @@ impl Pursuit<'_> {
                     Obstacle::Broken("there is none, or a copy or a rewind of it was interrupted".to_owned())
                 });
             }
-            self.leader().await.map_err(Obstacle::Later)?;
+            self.shared.leader().await.map_err(Obstacle::Later)?;
             self.copied().await?;
         } else {
             self.join_history().await?;
@@ -183,11 +183,11 @@ impl Pursuit<'_> {
         }
         self.doing("asking the leader's PostgreSQL for its history");
         let asked = Instant::now();
-        let mut leader = self.leader().await.map_err(Obstacle::Later)?;
+        let mut leader = self.shared.leader().await.map_err(Obstacle::Later)?;
         // One that has just been promoted writes it soon.
         while !leader.in_recovery && leader.checkpointed != leader.timeline && asked.elapsed() < CHECKPOINT_PATIENCE {
             tokio::time::sleep(LOOK).await;
-            leader = self.leader().await.map_err(Obstacle::Later)?;
+            leader = self.shared.leader().await.map_err(Obstacle::Later)?;
         }
         if leader.system_identifier != control.system_identifier {
             return Err(Obstacle::Later(format!(
@@ -213,43 +213,6 @@ impl Pursuit<'_> {
         }
     }
 
-    async fn leader(&self) -> Result<Leader, String> {
-        let asked = async {
-            let client = self.leader_session().await?;
-            let sql = "SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()), \
-                         CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
-                         (SELECT timeline_id FROM pg_control_checkpoint())";
-            let row = client.query_one(sql, &[]).await.map_err(|error| text(&error))?;
-            Ok::<_, String>(Leader {
-                in_recovery: row.get(0),
-                system_identifier: row.get::<_, i64>(1).cast_unsigned(),
-                timeline: row.get::<_, i32>(2).cast_unsigned(),
-                checkpointed: row.get::<_, i32>(3).cast_unsigned(),
-            })
-        };
-        let deadline = LEADER_DEADLINE.max(self.shared.silence_max);
-        let answer = timeout(deadline, asked).await.map_err(|_| "no answer in time".to_owned()).flatten();
-        answer.map_err(|why| {
-            format!("the leader's PostgreSQL at {}:{}: {why}", self.shared.network.peer.0, self.shared.network.peer.1)
-        })
-    }
-
-    async fn leader_session(&self) -> Result<Client, String> {
-        let network = &self.shared.network;
-        let quote =
-            |path: &std::path::Path| format!("'{}'", path.display().to_string().replace('\\', "\\\\").replace('\'', "\\'"));
-        let dsn = format!(
-            "host={} port={} user={PEER_ROLE} dbname={DATABASE} connect_timeout=2 sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
-            network.peer.0,
-            network.peer.1,
-            quote(&network.tls.ca_file),
-            quote(&network.tls.cert_file),
-            quote(&network.tls.key_file)
-        );
-        let options = PgOptions::from_dsn(&dsn, None).map_err(|error| error.to_string())?;
-        options.connect().await.map_err(|error| text(&error))
-    }
-
     /// Reports what is, for as long as PostgreSQL answers; why it has to end.
     async fn watch_standby(&self, mut session: Session) -> Obstacle {
         let mut received = 0;
@@ -257,7 +220,7 @@ impl Pursuit<'_> {
         let mut starved = false;
         // The process that receives, and what, once that is known to be the leader's timeline; and the question whether it is.
         let mut verified = None;
-        let mut verifying: Option<Question<'_>> = None;
+        let mut verifying: Option<Question> = None;
         let mut unanswered: Option<Instant> = None;
         loop {
             *self.shared.watching.lock() = Some(session.clone());
@@ -280,7 +243,9 @@ impl Pursuit<'_> {
             let unverified = receives.filter(|_| verified.is_none());
             verifying = verifying.filter(|(asked, _)| unverified == Some(*asked));
             if let (Some(asked), None) = (unverified, &verifying) {
-                verifying = Some((asked, Box::pin(self.verify(seen.timeline))));
+                let shared = Arc::clone(self.shared);
+                let question = tokio::spawn(async move { shared.verify(seen.timeline).await });
+                verifying = Some((asked, AbortOnDropHandle::new(question)));
             }
             let streaming = verified.is_some();
             if self.shared.armed.load(Ordering::Acquire) && seen.sync_names != WaitFor::Peer.names(&self.shared.network) {
@@ -320,7 +285,7 @@ impl Pursuit<'_> {
             tokio::select! {
                 () = next => {}
                 verdict = question => {
-                    match verdict {
+                    match verdict.unwrap_or_else(|error| Verdict::NoAnswer(error.to_string())) {
                         Verdict::Leader => verified = Some(*asked),
                         // Nobody says that what it receives is wrong.
                         Verdict::NoAnswer(why) => {
@@ -346,6 +311,43 @@ impl Pursuit<'_> {
         let same = control.system_identifier == leader.system_identifier;
         if same { Ok(()) } else { Err(format!("{ANOTHER_STORE}: {WAY_OUT}")) }
     }
+}
+
+impl Shared {
+    async fn leader(&self) -> Result<Leader, String> {
+        let asked = async {
+            let client = self.leader_session().await?;
+            let sql = "SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()), \
+                         CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
+                         (SELECT timeline_id FROM pg_control_checkpoint())";
+            let row = client.query_one(sql, &[]).await.map_err(|error| text(&error))?;
+            Ok::<_, String>(Leader {
+                in_recovery: row.get(0),
+                system_identifier: row.get::<_, i64>(1).cast_unsigned(),
+                timeline: row.get::<_, i32>(2).cast_unsigned(),
+                checkpointed: row.get::<_, i32>(3).cast_unsigned(),
+            })
+        };
+        let deadline = LEADER_DEADLINE.max(self.silence_max);
+        let answer = timeout(deadline, asked).await.map_err(|_| "no answer in time".to_owned()).flatten();
+        answer.map_err(|why| format!("the leader's PostgreSQL at {}:{}: {why}", self.network.peer.0, self.network.peer.1))
+    }
+
+    async fn leader_session(&self) -> Result<Client, String> {
+        let network = &self.network;
+        let quote =
+            |path: &std::path::Path| format!("'{}'", path.display().to_string().replace('\\', "\\\\").replace('\'', "\\'"));
+        let dsn = format!(
+            "host={} port={} user={PEER_ROLE} dbname={DATABASE} connect_timeout=2 sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
+            network.peer.0,
+            network.peer.1,
+            quote(&network.tls.ca_file),
+            quote(&network.tls.cert_file),
+            quote(&network.tls.key_file)
+        );
+        let options = PgOptions::from_dsn(&dsn, None).map_err(|error| error.to_string())?;
+        options.connect().await.map_err(|error| text(&error))
+    }
 
     /// Whether `timeline`, which is received, is the one that the leader writes now. A copy that has gone another way begins to stream, too, for
     /// a moment, and tells positions that mean something else.
@@ -359,8 +361,8 @@ impl Pursuit<'_> {
     }
 }
 
-/// Asked of the leader, about what is received: by which process, of which timeline.
-type Question<'a> = ((i32, u32), Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>);
+/// Asked of the leader, about what is received: by which process, of which timeline. It goes on while looks are slow.
+type Question = ((i32, u32), AbortOnDropHandle<Verdict>);
 
 /// What the leader says of what is received.
 enum Verdict {
