@@ -225,6 +225,13 @@ impl Shared {
         *self.role.borrow() == Role::Active
     }
 
+    /// Whether a follower may take what is published for the leader's. Who leads once more, and has yet to notice that somebody else did
+    /// meanwhile, would make it give up what that one wrote.
+    pub(super) fn refuse_unless_leading(&self) -> Result<(), Error> {
+        // In this order: see the barrier.
+        if self.options.read_right.may_acknowledge() && self.is_active() { Ok(()) } else { Err(Error::NoLeader) }
+    }
+
     pub(super) async fn read_barrier(&self) -> Result<(), Error> {
         let begun = Instant::now();
         let deadline = begun + self.options.request_timeout;

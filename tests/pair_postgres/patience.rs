@@ -86,14 +86,37 @@ async fn a_checkpoint_that_is_slow_to_sync_does_not_end_who_is_alone() {
     })
     .await
     .expect("it syncs now and then");
+    let before = connect(&a.connect_config()).await;
+    let mut before = tokio::spawn(async move { before.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'w')").await });
+    nodes::until_true(&client, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
     a.pursue(SOLO);
     until(&a, "alone", is_alone).await;
     let mut waiting = std::pin::pin!(client.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'x')"));
     let waits = tokio::time::timeout(Duration::from_secs(8), &mut waiting).await;
-    assert!(waits.is_err(), "it waits, and its server lives: {waits:?}");
+    assert!(waits.is_err() && !before.is_finished(), "they wait, and their server lives: {waits:?}");
     kill(checkpointer, Signal::SIGCONT).unwrap();
     tokio::time::timeout(PATIENCE, waiting).await.expect("it is let go").expect("by the same server");
+    tokio::time::timeout(PATIENCE, &mut before).await.expect("it is let go").unwrap().expect("by the same server");
     writing.abort();
+    nodes.end([a, b]).await;
+}
+
+/// A checkpointer that is late lets commits go that are to wait by then: what waits meanwhile waits because of what was before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_are_not_believed_to_wait_again_before_they_were_let_go() {
+    let nodes = Nodes::new();
+    let (a, b) = nodes.paired().await;
+    let checkpointer = checkpointer(&connect(&a.connect_config()).await).await;
+    b.pursue(Goal::Stopped);
+    until(&a, "nobody confirms", is_waiting).await;
+    kill(checkpointer, Signal::SIGSTOP).unwrap();
+    a.pursue(SOLO);
+    until(&a, "alone", is_alone).await;
+    a.pursue(LEAD);
+    let believed = tokio::time::timeout(Duration::from_secs(2), until(&a, "commits wait", is_waiting)).await;
+    assert!(believed.is_err(), "it is to let them go first: {believed:?}");
+    kill(checkpointer, Signal::SIGCONT).unwrap();
+    until(&a, "commits wait", is_waiting).await;
     nodes.end([a, b]).await;
 }
 

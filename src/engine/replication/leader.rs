@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::{Followed, Position};
-use crate::engine::{Engine, Error, Role, Shared};
+use crate::engine::{Engine, Error, Shared};
 use crate::mvcc::{ReadView, digest};
 use crate::storage::{Batch, RowsPage};
 use crate::types::Revision;
@@ -65,9 +65,7 @@ impl Followers {
     fn subscribe(&self, shared: &Shared) -> Result<Receiver, Error> {
         let mut followers = self.0.lock();
         // Under the lock: after the role has changed everybody is cut off under it.
-        if *shared.role.borrow() != Role::Active {
-            return Err(Error::NoLeader);
-        }
+        shared.refuse_unless_leading()?;
         let (sender, batches) = mpsc::unbounded_channel();
         let bytes = Arc::<AtomicUsize>::default();
         followers.push(Sender { batches: sender, bytes: Arc::clone(&bytes) });
@@ -190,9 +188,7 @@ impl Feed<'_> {
     /// Compares the follower's history with what is stored here, and says where the pages begin: whether with the first row there is.
     async fn begin(&self, position: Position) -> Result<bool, Ended> {
         let shared = self.shared;
-        if *shared.role.borrow() != Role::Active {
-            return Err(Error::NoLeader.into());
-        }
+        shared.refuse_unless_leading()?;
         let Position { cluster_id, revision, digest: theirs } = position;
         let (current, compacted) = self.published();
         let has_some = cluster_id != 0 && revision > EMPTY_STORE;

@@ -50,7 +50,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// After a look that has found so many.
+    /// After a look that has found so many: the checkpointer lets them go, if it has the time.
     ///
     /// # Errors
     /// They won't be let go any more.

@@ -2,8 +2,9 @@
 //!
 //! `synchronous_standby_names` is only believed to be in force when that was proved. A backend sees a new value before the
 //! checkpointer has set the shared flag that makes commits wait; so the names are first set to somebody who doesn't exist, a commit of
-//! our own is *seen waiting*, and only then they are set to the peer, which doesn't touch the flag again. The same way is gone again when
-//! somebody else has set the names.
+//! our own is *seen waiting*, and only then they are set to the peer, which doesn't touch the flag again. Where there were no names, one has
+//! to come to its end *without* waiting before: a checkpointer that is late could take the flag away afterwards. The same way is gone again
+//! when somebody else has set the names.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,8 @@ use super::role::{Control, WaitFor};
 use super::{LOOK, Pursuit, Report, SOON, START_AGAIN_MAX, Shared};
 use crate::supervisor::fsm::{self, Sync};
 
+/// A commit that waits, or doesn't.
+const PROBE: &str = "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'duet', 'armed'); COMMIT";
 /// From a promotion to its checkpoint.
 const SETTLED: Duration = Duration::from_millis(300);
 /// A session that has watched a standby answers within this, or another is faster.
@@ -249,29 +252,37 @@ impl Pursuit<'_> {
     /// Makes commits wait for the peer, provably and within `patience`, or for nobody.
     async fn apply_sync(&self, session: &Session, sync: bool, patience: Duration) -> Result<(), String> {
         if !sync {
-            self.set_names(session, WaitFor::Nobody).await?;
-            return self.released(session).await;
+            // Who waits already is seen to while looking.
+            return self.set_names(session, WaitFor::Nobody).await;
         }
         let wanted = WaitFor::Peer.names(&self.shared.network);
         if self.shared.armed.load(Ordering::Acquire) {
             self.write_role(WaitFor::Peer).await?;
-            let found = session.look().await?.sync_names;
+        }
+        let found = session.look().await?.sync_names;
+        if self.shared.armed.load(Ordering::Acquire) {
             if found == wanted {
                 return Ok(());
             }
             self.tampered(&found, &wanted);
         }
-        // It goes on as a primary meanwhile: nothing new is reported.
-        self.set_names(session, WaitFor::Arming).await?;
         let probe = timeout(RELOAD_DEADLINE, self.shared.connect())
             .await
             .map_err(|_| "no session to prove that commits wait".to_owned())?;
         let probe = probe.map_err(|error| crate::storage::pg::text(&error))?;
         let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| crate::storage::pg::text(&e))?.get(0);
+        if found.is_empty() {
+            // A checkpointer that is late has yet to let commits go: one would be seen waiting that doesn't for long.
+            match timeout(patience, probe.batch_execute(PROBE)).await {
+                Ok(done) => done.map_err(|error| crate::storage::pg::text(&error))?,
+                Err(_) => return Err("commits could not be made not to wait for the peer".to_owned()),
+            }
+        }
+        // It goes on as a primary meanwhile: nothing new is reported.
+        self.set_names(session, WaitFor::Arming).await?;
         let _commit = AbortOnDropHandle::new(tokio::spawn(async move {
             // Never cancelled: it ends when the peer confirms, or with its session.
-            let sql = "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'duet', 'armed'); COMMIT";
-            while probe.batch_execute(sql).await.is_ok() {
+            while probe.batch_execute(PROBE).await.is_ok() {
                 tokio::time::sleep(SOON).await;
             }
         }));
@@ -323,19 +334,6 @@ impl Pursuit<'_> {
         ))
     }
 
-    /// Waits until nobody waits for the peer any more: the checkpointer sees to that.
-    async fn released(&self, session: &Session) -> Result<(), String> {
-        let mut held = Held::default();
-        loop {
-            let waiting = session.look().await?.waiting;
-            held.see(session, waiting).await?;
-            if waiting == 0 {
-                return Ok(());
-            }
-            tokio::time::sleep(SOON).await;
-        }
-    }
-
     /// Reports what is, for as long as PostgreSQL answers; why it has to end.
     async fn watch_primary(&self, mut session: Session, sync: bool) -> String {
         let (mut confirming, mut stall) = (Confirming::default(), Stall::default());
@@ -370,7 +368,6 @@ impl Pursuit<'_> {
                     Err(why) => return why,
                 }
             }
-            // The checkpointer may have been too busy to let them go: somebody came after the look that found nobody.
             if !sync && let Err(why) = held.see(&session, seen.waiting).await {
                 return why;
             }
