@@ -2,6 +2,8 @@
 //! is left when everything is killed in the middle of a copy, a rewind or a promotion.
 
 mod common;
+#[path = "pair_postgres/far_back.rs"]
+mod far_back;
 #[path = "pair_postgres/nodes.rs"]
 mod nodes;
 #[path = "pair_postgres/patience.rs"]

@@ -337,6 +337,38 @@ pub async fn until_true(client: &Client, sql: &str) {
     }
 }
 
+pub async fn checkpointer(client: &Client) -> Pid {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    Pid::from_raw(client.query_one(sql, &[]).await.unwrap().get(0))
+}
+
+/// Catches the checkpointer in the midst of a checkpoint's sync, where a slow disk would keep it, and stops it there. Checkpoint goes on
+/// after checkpoint until the task is aborted.
+pub async fn stop_in_a_sync(postgres: &PairPostgres) -> (Pid, JoinHandle<()>) {
+    let (client, checkpoints) = (connect(&postgres.connect_config()).await, connect(&postgres.connect_config()).await);
+    let checkpointer = checkpointer(&client).await;
+    let dirtying =
+        "SET synchronous_commit = local; CREATE TABLE public.t AS SELECT 1 AS x; CREATE TABLE public.u AS SELECT 1 AS x";
+    checkpoints.batch_execute(dirtying).await.unwrap();
+    let writing = tokio::spawn(async move {
+        while checkpoints.batch_execute("UPDATE public.t SET x = 2; UPDATE public.u SET x = 2; CHECKPOINT").await.is_ok() {}
+    });
+    let syncs =
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND wait_event = 'DataFileSync')";
+    let caught = async {
+        loop {
+            kill(checkpointer, Signal::SIGSTOP).unwrap();
+            if asks(&client, syncs).await {
+                return;
+            }
+            kill(checkpointer, Signal::SIGCONT).unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, caught).await.expect("it syncs now and then");
+    (checkpointer, writing)
+}
+
 /// A commit under way, seen waiting for the standby.
 pub async fn commit(postgres: &PairPostgres, text: &str) -> JoinHandle<()> {
     let client = connect(&postgres.connect_config()).await;

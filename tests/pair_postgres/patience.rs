@@ -6,8 +6,6 @@ use std::time::Duration;
 use duet::supervisor::fsm::{Goal, Postgres};
 use duet::supervisor::postgres::pair::Report;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tokio_postgres::Client;
 
 use crate::common::process::PATIENCE;
 use crate::common::{STOP, connect};
@@ -41,7 +39,7 @@ async fn commits_that_are_never_let_go_are_not_waited_for_forever() {
     let nodes = Nodes::new();
     let (a, b) = nodes.paired().await;
     let client = connect(&a.connect_config()).await;
-    let checkpointer = checkpointer(&client).await;
+    let checkpointer = nodes::checkpointer(&client).await;
     b.pursue(Goal::Stopped);
     until(&a, "nobody confirms", is_waiting).await;
     kill(checkpointer, Signal::SIGSTOP).unwrap();
@@ -61,31 +59,10 @@ async fn commits_that_are_never_let_go_are_not_waited_for_forever() {
 async fn a_checkpoint_that_is_slow_to_sync_does_not_end_who_is_alone() {
     let nodes = Nodes::new();
     let (a, b) = nodes.paired().await;
-    let (client, checkpoints) = (connect(&a.connect_config()).await, connect(&a.connect_config()).await);
-    let checkpointer = checkpointer(&client).await;
+    let client = connect(&a.connect_config()).await;
     b.pursue(Goal::Stopped);
     until(&a, "nobody confirms", is_waiting).await;
-    let dirtying =
-        "SET synchronous_commit = local; CREATE TABLE public.t AS SELECT 1 AS x; CREATE TABLE public.u AS SELECT 1 AS x";
-    checkpoints.batch_execute(dirtying).await.unwrap();
-    let writing = tokio::spawn(async move {
-        while checkpoints.batch_execute("UPDATE public.t SET x = 2; UPDATE public.u SET x = 2; CHECKPOINT").await.is_ok() {}
-    });
-    // Until it is caught in the midst of a sync, where a slow disk would keep it.
-    let syncs =
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND wait_event = 'DataFileSync')";
-    tokio::time::timeout(PATIENCE, async {
-        loop {
-            kill(checkpointer, Signal::SIGSTOP).unwrap();
-            if client.query_one(syncs, &[]).await.unwrap().get(0) {
-                return;
-            }
-            kill(checkpointer, Signal::SIGCONT).unwrap();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await
-    .expect("it syncs now and then");
+    let (checkpointer, writing) = nodes::stop_in_a_sync(&a).await;
     let before = connect(&a.connect_config()).await;
     let mut before = tokio::spawn(async move { before.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'w')").await });
     nodes::until_true(&client, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
@@ -106,7 +83,7 @@ async fn a_checkpoint_that_is_slow_to_sync_does_not_end_who_is_alone() {
 async fn commits_are_not_believed_to_wait_again_before_they_were_let_go() {
     let nodes = Nodes::new();
     let (a, b) = nodes.paired().await;
-    let checkpointer = checkpointer(&connect(&a.connect_config()).await).await;
+    let checkpointer = nodes::checkpointer(&connect(&a.connect_config()).await).await;
     b.pursue(Goal::Stopped);
     until(&a, "nobody confirms", is_waiting).await;
     kill(checkpointer, Signal::SIGSTOP).unwrap();
@@ -118,11 +95,6 @@ async fn commits_are_not_believed_to_wait_again_before_they_were_let_go() {
     kill(checkpointer, Signal::SIGCONT).unwrap();
     until(&a, "commits wait", is_waiting).await;
     nodes.end([a, b]).await;
-}
-
-async fn checkpointer(client: &Client) -> Pid {
-    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
-    Pid::from_raw(client.query_one(sql, &[]).await.unwrap().get(0))
 }
 
 /// A question to the leader is six messages there and back, and a copy isn't worth less for that.

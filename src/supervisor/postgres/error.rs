@@ -192,6 +192,11 @@ impl StartError {
         }
     }
 
+    /// Whether it didn't get on because its leader doesn't have the WAL any more that it needs.
+    pub(super) fn lacks_wal(&self) -> bool {
+        matches!(self, Self::Timeout { last_words, .. } if super::log::is_lack_of_wal(last_words))
+    }
+
     /// Maps a file system error on `path` while doing `what` ("can't create").
     pub(super) fn from_io(what: &str, path: &std::path::Path, user: &str, error: io::Error) -> Self {
         match error.kind() {

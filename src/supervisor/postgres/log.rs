@@ -117,12 +117,22 @@ impl Recent {
         self.lock().progress.clone()
     }
 
+    /// Whether it asks a leader, for all that is known, for WAL that this one doesn't have any more.
+    pub fn lacks_wal(&self) -> bool {
+        self.last_words().is_some_and(|line| is_lack_of_wal(&line))
+    }
+
     /// The last line that names an error, else the last line.
     pub fn last_words(&self) -> Option<String> {
         let lines = self.lines();
         let serious = lines.iter().rev().find(|line| ["PANIC:", "FATAL:"].iter().any(|l| line.contains(l)));
         serious.or(lines.last()).cloned()
     }
+}
+
+/// Whether a standby says with it that its leader doesn't have the WAL any more that is needed.
+pub(super) fn is_lack_of_wal(line: &str) -> bool {
+    line.contains("requested WAL segment") && line.contains("has already been removed")
 }
 
 /// What PostgreSQL says while it syncs and replays (`log_startup_progress_interval`), without the time that has passed.

@@ -50,6 +50,8 @@ pub use self::{
 use self::{data_dir::DataDir, log::Recent, process::Family};
 
 const POLL: Duration = Duration::from_millis(5);
+/// A start that asks its leader for WAL which is gone doesn't get on any more: a little time for a leader that is being replaced.
+const LACKING: Duration = Duration::from_secs(15);
 /// Between two looks at how far a start has got.
 const PROGRESS_LOOK: Duration = Duration::from_millis(500);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -354,7 +356,7 @@ impl Postgres {
         let pgdata = self.data_dir.pgdata();
         // A recovery that was ended would begin again where it began before: it is waited for as long as it gets on.
         let (mut got_on, mut signs, mut looked) = (began, [None, None], began);
-        while got_on.elapsed() < self.options.start_deadline {
+        while got_on.elapsed() < if self.recent.lacks_wal() { LACKING } else { self.options.start_deadline } {
             if looked.elapsed() > PROGRESS_LOOK {
                 looked = Instant::now();
                 // One that is silent for a moment has not begun anew.

@@ -89,7 +89,12 @@ impl Network {
             set("wal_sender_timeout", "3s", "the same"),
             set("wal_receiver_status_interval", "1s", "the leader sees how far the follower has replayed"),
             set("max_slot_wal_keep_size", "4GB", "a peer that stays away must not fill the disk: it is copied anew then"),
-            set("wal_keep_size", "128MB", "pg_rewind finds the WAL around the fork"),
+            set(
+                "wal_keep_size",
+                "1GB",
+                "a former leader's recovery begins where its last checkpoint did, up to max_wal_size ago, and pg_rewind throws away what \
+                 the leader doesn't have of it: twice as much, as that is no hard limit",
+            ),
             set("track_commit_timestamp", "off", "nobody reads it"),
         ];
         if version.major >= 17 {

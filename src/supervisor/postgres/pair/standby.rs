@@ -29,6 +29,7 @@ const STARVED: Duration = Duration::from_secs(15);
 
 const ANOTHER_STORE: &str = "the peer's PostgreSQL holds another store";
 const WAY_OUT: &str = "it is not followed. If this node's data may go, empty its data directory";
+const NO_WAL: &str = "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way";
 const UNUSABLE: &str = "this node's data can't be used to follow the leader";
 
 /// What the leader's PostgreSQL says of itself.
@@ -153,10 +154,16 @@ impl Pursuit<'_> {
             .on_disk(|shared| shared.write_role(WaitFor::Peer).and_then(|()| shared.sign_standby()))
             .await
             .map_err(later)?;
-        self.launch("starting PostgreSQL as the standby").await.map_err(|error| match error {
-            StartError::Damaged { .. } => Obstacle::Rebuild(error.to_string()),
-            other => Obstacle::Later(other.to_string()),
-        })
+        match self.launch("starting PostgreSQL as the standby").await {
+            Ok(session) => Ok(session),
+            Err(error @ StartError::Damaged { .. }) => Err(Obstacle::Rebuild(error.to_string())),
+            // It lets nobody in before it is consistent, and won't be.
+            Err(error) if error.lacks_wal() => Err(match self.follows_this_store().await {
+                Ok(()) => Obstacle::Rebuild(NO_WAL.to_owned()),
+                Err(why) => Obstacle::Later(why),
+            }),
+            Err(error) => Err(later(error)),
+        }
     }
 
     async fn copied(&self) -> Result<(), Obstacle> {
@@ -266,10 +273,7 @@ impl Pursuit<'_> {
                 fed = Instant::now();
                 match self.follows_this_store().await {
                     Ok(()) => {
-                        return Obstacle::Rebuild(
-                            "the leader's PostgreSQL is there and doesn't have the WAL that is needed, or has gone another way"
-                                .to_owned(),
-                        );
+                        return Obstacle::Rebuild(NO_WAL.to_owned());
                     }
                     Err(why) => {
                         starved = true;
