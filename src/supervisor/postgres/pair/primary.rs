@@ -256,11 +256,12 @@ impl Pursuit<'_> {
             return self.set_names(session, WaitFor::Nobody).await;
         }
         let wanted = WaitFor::Peer.names(&self.shared.network);
-        if self.shared.armed.load(Ordering::Acquire) {
+        let armed = self.shared.armed.load(Ordering::Acquire);
+        if armed {
             self.write_role(WaitFor::Peer).await?;
         }
         let found = session.look().await?.sync_names;
-        if self.shared.armed.load(Ordering::Acquire) {
+        if armed {
             if found == wanted {
                 return Ok(());
             }
