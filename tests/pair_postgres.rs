@@ -159,7 +159,9 @@ async fn a_lost_slot_is_made_anew_while_the_leader_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
     let nodes = Nodes::new();
-    let fault = nodes.public().join("fault");
+    let (fault, next) = (nodes.public().join("fault"), nodes.public().join("next"));
+    // At once: an empty file would be no fault, for whoever looks just then.
+    let set = |name: &str| fs::write(&next, name).and_then(|()| fs::rename(&next, &fault)).unwrap();
     let script = format!(
         "case \"$(cat {} 2>/dev/null)\" in killed) kill -9 $$;; unable) exit 127;; \
          damaged) echo 'WARNING: Calculated CRC checksum does not match value stored in file.';; esac\nexec $REAL/pg_controldata \"$@\"",
@@ -170,12 +172,12 @@ async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
     // Whatever passes is tried again, also when the leader is there.
     b.pursue(Goal::Stopped);
     until(&b, "stopped", |report| report.postgres == Postgres::Down).await;
-    fs::write(&fault, "killed").unwrap();
+    set("killed");
     b.pursue(FOLLOW);
     let told =
         |words: &'static str| move |report: &Report| report.details.trouble.as_ref().is_some_and(|told| told.contains(words));
     assert!(!until(&b, "trouble", told("signal")).await.rebuild_needed);
-    fs::write(&fault, "unable").unwrap();
+    set("unable");
     assert!(!until(&b, "trouble", told("127")).await.rebuild_needed);
     fs::remove_file(&fault).unwrap();
     until(&b, "it follows", is_streaming).await;
@@ -184,7 +186,7 @@ async fn a_whole_copy_is_not_given_up_while_no_leader_is_there() {
     a.pursue(Goal::Stopped);
     until(&a, "stopped", |report| report.postgres == Postgres::Down).await;
     until(&b, "stopped", |report| report.postgres == Postgres::Down).await;
-    fs::write(&fault, "damaged").unwrap();
+    set("damaged");
     b.pursue(FOLLOW);
     assert!(!until(&b, "trouble", told("before there is another")).await.rebuild_needed);
     a.pursue(SOLO);

@@ -17,6 +17,11 @@ use std::time::Duration;
 use duet::supervisor::postgres::{Postgres, PostgresOptions};
 use tempfile::TempDir;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tracing::Level;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How long a stop in order may take.
 pub const STOP: Duration = Duration::from_secs(30);
@@ -31,6 +36,14 @@ pub fn scratch() -> TempDir {
     let dir = tempfile::Builder::new().prefix("duet-test-").tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     dir
+}
+
+/// From now on a test that fails shows what Duet's log, with PostgreSQL's own lines, told meanwhile.
+pub fn show_log() {
+    let told = Targets::new().with_targets([("duet", Level::DEBUG), ("postgres", Level::DEBUG)]);
+    let shown = tracing_subscriber::fmt::layer().with_test_writer().with_ansi(false);
+    // Another test of the same process may have been first.
+    let _ = tracing_subscriber::registry().with(shown.with_filter(told)).try_init();
 }
 
 /// Makes a program of a shell script. Another process writes it: a file that is open for writing can't be run, and here any process that a

@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 
 use crate::common::peers::free_ports;
 use crate::common::process::PATIENCE;
-use crate::common::{STOP, bin_dir, connect, scratch, script};
+use crate::common::{STOP, bin_dir, connect, scratch, script, show_log};
 
 pub const A: usize = 0;
 pub const B: usize = 1;
@@ -115,6 +115,7 @@ fn options(dir: &Path, ports: [u16; 2], node: usize) -> PairOptions {
 
 impl Nodes {
     pub fn new() -> Self {
+        show_log();
         let dir = scratch();
         let authority = authority(&dir.path().join("ca.crt"));
         for letter in LETTERS {
