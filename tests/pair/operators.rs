@@ -17,8 +17,13 @@ use crate::{assert_sound, load, seed};
 async fn while_failover_is_paused_a_switchover_is_made_and_a_lost_leader_is_not_replaced() {
     let mut pair = Pair::start().await;
     let former = pair.until_paired().await;
-    let said = pair.operate(former, &["pause", "10m"]).await.unwrap();
-    assert!(said.contains("Failover is paused"), "{said}");
+    for node in [former, 1 - former].repeat(8) {
+        let said = pair.operate(node, &["pause", "10m"]).await.unwrap();
+        assert!(said.contains("Failover is paused"), "{said}");
+        let said = pair.operate(node, &["resume"]).await.unwrap();
+        assert!(said.contains("any one of them"), "what the pair survives now, not what it did: {said}");
+    }
+    pair.operate(former, &["pause", "10m"]).await.unwrap();
     let said = pair.operate(former, &["switchover"]).await.unwrap();
     assert!(said.contains("stops without"), "it says what the pair survives during the pause: {said}");
     let leader = leader_of(&pair.statuses(former).await).expect("one leads");

@@ -41,6 +41,8 @@ const OUTCOME_DEADLINE: Duration = Duration::from_secs(30);
 const FOLLOWS_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks of `status --watch`.
 const WATCH: Duration = Duration::from_secs(1);
+/// How long what a node was told may take to be heard by the other one: many heartbeats.
+const HEARD_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A command: its name, what may follow it, and what it does.
 pub(super) struct Command {
@@ -320,12 +322,24 @@ impl Nodes {
         if missed.len() == self.names.len() {
             return Err(Failure::serving("neither node did it"));
         }
+        if missed.is_empty() {
+            self.until_both_know(action == Action::Pause).await;
+        }
         self.show_status(false, false).await?;
         // A node that isn't there forgets a pause by itself; one that wasn't told of it takes over.
         if missed.is_empty() || action == Action::Resume {
             return Ok(());
         }
         Err(Failure::serving(format!("node {} didn't do it", missed.join(", "))))
+    }
+
+    /// Waits until each node has heard from the other one that failover is paused there, or isn't: before that, what it says of the losses
+    /// that the pair survives is as old.
+    async fn until_both_know(&self, paused: bool) {
+        let began = Instant::now();
+        while began.elapsed() < HEARD_DEADLINE && self.statuses().await.iter().flatten().any(|one| one.peer_paused != paused) {
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn switch_over(&self) -> Result<(), Failure> {

@@ -51,6 +51,9 @@ pub struct NodeStatus {
     pub handing_over: bool,
     /// No failover by itself for so long.
     pub paused_for_ms: Option<Millis>,
+    /// The same of the peer, as it said last.
+    #[serde(default)]
+    pub peer_paused: bool,
     /// The peer is in maintenance for so long: the leader goes on alone on purpose.
     #[serde(default)]
     pub peer_away_for_ms: Option<Millis>,
@@ -129,6 +132,7 @@ impl NodeStatus {
             lease_left_ms: (state.phase == Phase::Leader && !state.may_be_alone()).then(|| state.lease_until.saturating_sub(now)),
             handing_over: state.handover.is_some(),
             paused_for_ms: state.paused_until.map(|until| until.saturating_sub(now)),
+            peer_paused: state.peer.is_some_and(|peer| peer.heartbeat.paused),
             peer_away_for_ms: state.peer_away_until.map(|until| until.saturating_sub(now)),
             survives: survives(state, now),
             last_takeover,
