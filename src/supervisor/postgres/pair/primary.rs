@@ -256,12 +256,11 @@ impl Pursuit<'_> {
             return self.set_names(session, WaitFor::Nobody).await;
         }
         let wanted = WaitFor::Peer.names(&self.shared.network);
-        let armed = self.shared.armed.load(Ordering::Acquire);
-        if armed {
+        if self.shared.armed.load(Ordering::Acquire) {
             self.write_role(WaitFor::Peer).await?;
         }
         let found = session.look().await?.sync_names;
-        if armed {
+        if self.shared.armed.load(Ordering::Acquire) {
             if found == wanted {
                 return Ok(());
             }
